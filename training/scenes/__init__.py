@@ -1,0 +1,30 @@
+"""A drawn world to learn from: pictures of everyday things, and texts about them, all deterministic by seed."""
+
+from .captions import Caption, short_caption
+from .claims import truth_table
+from .corpus import PROMPTS, corpus
+from .descriptions import describe
+from .drawing import has_font, render
+from .negatives import HARD_NEGATIVE_SORTS, hard_negatives
+from .questions import QUESTION_KINDS, TRAINING_KINDS, Question, ask
+from .scene import Scene, Thing, scene
+
+__all__ = [
+    "HARD_NEGATIVE_SORTS",
+    "PROMPTS",
+    "QUESTION_KINDS",
+    "TRAINING_KINDS",
+    "Caption",
+    "Question",
+    "Scene",
+    "Thing",
+    "ask",
+    "corpus",
+    "describe",
+    "hard_negatives",
+    "has_font",
+    "render",
+    "scene",
+    "short_caption",
+    "truth_table",
+]
