@@ -1,0 +1,122 @@
+"""Stage adapters: one LoRA for the compress pass and one for the generate pass, on PEFT's own layers.
+
+PEFT keeps the active adapter in the layers, for all threads at once, and its `set_adapter` flips `requires_grad`. Here
+the stage belongs to the running pass instead: a layer asks `current_stage()` when it runs. So passes of different
+stages may run at once in several threads, and the recomputation of gradient checkpointing runs under the stage of the
+forward that it repeats (see `checkpoint_stage`).
+"""
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+_running = threading.local()
+
+
+@contextmanager
+def run_stage(stage: str | None) -> Iterator[None]:
+    """Run the block under the adapter of `stage`; `None` is the bare backbone. Holds for the calling thread only."""
+    previous = current_stage()
+    _running.stage = stage
+    try:
+        yield
+    finally:
+        _running.stage = previous
+
+
+def current_stage() -> str | None:
+    """The stage that the calling thread runs, `None` outside of `run_stage`."""
+    return getattr(_running, "stage", None)
+
+
+def checkpoint_stage(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """`torch.utils.checkpoint.checkpoint` whose recomputation runs under the stage of its forward.
+
+    The stage is set inside the checkpointed function because the backward pass may run in another thread (CUDA), where
+    the thread's own stage is unset. Non-reentrant: the inputs of the first layers need no gradient.
+    """
+    stage = current_stage()
+
+    def run(*inputs: Any) -> Any:
+        with run_stage(stage):
+            return function(*inputs)
+
+    return checkpoint(run, *args, **{**kwargs, "use_reentrant": False})
+
+
+def linear_layer_names(module: nn.Module) -> list[str]:
+    """Names of the linear layers inside the language model, as PEFT's `target_modules` wants them: their last parts."""
+    names = {name.rsplit(".", 1)[-1] for name, child in module.named_modules() if isinstance(child, nn.Linear)}
+    if not names:
+        raise ValueError(f"{type(module).__name__} has no torch.nn.Linear layer to put a LoRA on. Give target_modules.")
+    return sorted(names)
+
+
+def install_adapter(language_model: nn.Module, stage: str, lora: dict[str, Any]) -> None:
+    """Inject the LoRA of `stage` into the language model, where only `run_stage(stage)` wakes it.
+
+    Args:
+        lora: arguments of `peft.LoraConfig` (`r`, `lora_alpha`, `target_modules`, ...).
+    """
+    inject_adapter_in_model(LoraConfig(**lora), language_model, adapter_name=stage)
+    for module in language_model.modules():
+        if isinstance(module, LoraLayer) and not isinstance(module, _StageLayer):
+            module.__class__ = _stage_class(type(module))
+
+
+def is_adapter_parameter(name: str) -> bool:
+    """Whether a parameter name belongs to a stage adapter."""
+    return ".lora_" in name
+
+
+class _StageLayer:
+    """Mixed into a PEFT layer: the active adapter is the stage that the calling thread runs."""
+
+    @property
+    def active_adapter(self) -> list[str]:
+        stage = current_stage()
+        return [] if stage is None else [stage]
+
+
+@functools.cache
+def _stage_class(layer_class: type) -> type:
+    # As torch.nn.utils.parametrize does: the instance changes class, so its weights, names and state dict stay.
+    return type(f"Stage{layer_class.__name__}", (_StageLayer, layer_class), {})
+
+
+class _QueryEmbedding:
+    """Mixed into an input embedding: ids past its last row stand for the learned summary queries."""
+
+    summary_queries: nn.Parameter
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        query = input_ids - self.num_embeddings  # (N, L), >= 0 for a query
+        is_query = query >= 0
+        words = super().forward(input_ids.masked_fill(is_query, 0))  # (N, L, d)
+        queries = self.summary_queries[query.clamp(min=0)].to(words.dtype)  # (N, L, d)
+        return torch.where(is_query.unsqueeze(-1), queries, words)
+
+
+@functools.cache
+def _query_class(embedding_class: type) -> type:
+    return type(f"Query{embedding_class.__name__}", (_QueryEmbedding, embedding_class), {})
+
+
+def install_queries(embedding: nn.Module, queries: torch.Tensor) -> None:
+    """Give the input embedding `(K, d)` learned queries at the ids after its last row.
+
+    They are no rows of its weight: a tied output head never sees them, so a query cannot become a generated word, and
+    an embedding that scales its words (Gemma) leaves them alone.
+    """
+    if not isinstance(embedding, nn.Embedding):
+        raise TypeError(f"The backbone's input embedding must be a torch.nn.Embedding, got {type(embedding).__name__}.")
+    embedding.summary_queries = nn.Parameter(queries)
+    embedding.__class__ = _query_class(type(embedding))
