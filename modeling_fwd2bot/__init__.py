@@ -4,6 +4,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+from fwd2bot.pipelines.registry import register as register_pipelines
+
 from .configuration_fwd2bot import Fwd2BotConfig
 from .modeling_fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotOutput
 from .processing_fwd2bot import Fwd2BotProcessor
@@ -26,3 +28,4 @@ AutoConfig.register(Fwd2BotConfig.model_type, Fwd2BotConfig)
 AutoModel.register(Fwd2BotConfig, Fwd2BotForConditionalGeneration)
 AutoModelForImageTextToText.register(Fwd2BotConfig, Fwd2BotForConditionalGeneration)
 AutoProcessor.register(Fwd2BotConfig, Fwd2BotProcessor)
+register_pipelines()

@@ -17,6 +17,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 _running = threading.local()
 
@@ -53,10 +54,12 @@ def checkpoint_stage(function: Callable, *args: Any, **kwargs: Any) -> Any:
 
 
 def linear_layer_names(module: nn.Module) -> list[str]:
-    """Names of the linear layers inside the language model, as PEFT's `target_modules` wants them: their last parts."""
+    """Last parts of the names of all linear layers in a language model: PEFT's `target_modules`."""
     names = {name.rsplit(".", 1)[-1] for name, child in module.named_modules() if isinstance(child, nn.Linear)}
     if not names:
-        raise ValueError(f"{type(module).__name__} has no torch.nn.Linear layer to put a LoRA on. Give target_modules.")
+        raise ValueError(
+            f"{type(module).__name__} has no torch.nn.Linear layer to put a LoRA on. Give target_modules."
+        )
     return sorted(names)
 
 
@@ -67,6 +70,7 @@ def install_adapter(language_model: nn.Module, stage: str, lora: dict[str, Any])
         lora: arguments of `peft.LoraConfig` (`r`, `lora_alpha`, `target_modules`, ...).
     """
     inject_adapter_in_model(LoraConfig(**lora), language_model, adapter_name=stage)
+    del language_model.peft_config  # PEFT's record of its adapters; here `config.adapters` is that, for both stages
     for module in language_model.modules():
         if isinstance(module, LoraLayer) and not isinstance(module, _StageLayer):
             module.__class__ = _stage_class(type(module))
@@ -77,8 +81,22 @@ def is_adapter_parameter(name: str) -> bool:
     return ".lora_" in name
 
 
+def drop_vision(backbone: PreTrainedModel) -> list[str]:
+    """Remove what the generate pass does not use; returns patterns of the names of the removed weights."""
+    base, decoder = backbone.base_model, backbone.get_decoder()
+    patterns = []
+    for name, child in list(base.named_children()):
+        if not any(module is decoder for module in child.modules()):
+            setattr(base, name, None)
+            patterns.append(rf"\.{name}\.")
+    return patterns
+
+
 class _StageLayer:
     """Mixed into a PEFT layer: the active adapter is the stage that the calling thread runs."""
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        return _rebuild, (_stage_class, type(self).__bases__[1]), self.__dict__
 
     @property
     def active_adapter(self) -> list[str]:
@@ -96,6 +114,9 @@ class _QueryEmbedding:
     """Mixed into an input embedding: ids past its last row stand for the learned summary queries."""
 
     summary_queries: nn.Parameter
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        return _rebuild, (_query_class, type(self).__bases__[1]), self.__dict__
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         query = input_ids - self.num_embeddings  # (N, L), >= 0 for a query
@@ -117,6 +138,14 @@ def install_queries(embedding: nn.Module, queries: torch.Tensor) -> None:
     an embedding that scales its words (Gemma) leaves them alone.
     """
     if not isinstance(embedding, nn.Embedding):
-        raise TypeError(f"The backbone's input embedding must be a torch.nn.Embedding, got {type(embedding).__name__}.")
+        raise TypeError(
+            f"The backbone's input embedding must be a torch.nn.Embedding, got {type(embedding).__name__}."
+        )
     embedding.summary_queries = nn.Parameter(queries)
     embedding.__class__ = _query_class(type(embedding))
+
+
+def _rebuild(make_class: Callable[[type], type], base: type) -> nn.Module:
+    # Classes that are made while the program runs cannot be found by name, so pickle makes them again.
+    instance_class = make_class(base)
+    return instance_class.__new__(instance_class)

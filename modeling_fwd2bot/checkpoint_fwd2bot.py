@@ -15,6 +15,7 @@ MODEL_FILES = (
     "adapters_fwd2bot.py",
     "checkpoint_fwd2bot.py",
     "configuration_fwd2bot.py",
+    "generation_fwd2bot.py",
     "losses_fwd2bot.py",
     "modeling_fwd2bot.py",
     "packing_fwd2bot.py",
@@ -27,7 +28,11 @@ PIPELINES = {
     "fwd2bot-retrieval": "retrieval_pipeline.RetrievalPipeline",
     "fwd2bot-answer": "answer_pipeline.AnswerPipeline",
 }
-PIPELINE_FILES = tuple(sorted({implementation.split(".")[0] + ".py" for implementation in PIPELINES.values()}))
+PIPELINE_FILES = (
+    *sorted({implementation.split(".")[0] + ".py" for implementation in PIPELINES.values()}),
+    "pipeline_batches.py",  # what they share
+    "pipeline_memory.py",
+)
 
 MODEL_CLASS = "modeling_fwd2bot.Fwd2BotForConditionalGeneration"
 AUTO_MAP = {
@@ -36,6 +41,56 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": MODEL_CLASS,
     "AutoProcessor": "processing_fwd2bot.Fwd2BotProcessor",
 }
+
+
+class CheckpointMixin:
+    """Loading and saving of [`Fwd2BotForConditionalGeneration`]: strict, and with its code in the folder."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """As `PreTrainedModel.from_pretrained`, but a missing or unexpected weight is an error.
+
+        Args:
+            stage: `None` loads everything; "compress" without the generate adapter; "generate" without vision tower
+                and compress adapter; "text" both adapters without vision tower (embeds texts, answers from summaries).
+        """
+        return_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        check_loading_info(info, pretrained_model_name_or_path)
+        model.mark_trainable()
+        return (model, info) if return_info else model
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `torch.nn.Module.load_state_dict`."""
+        self.config.fingerprint = None
+        return super().load_state_dict(*args, **kwargs)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """As `PreTrainedModel.save_pretrained`, plus the code that `trust_remote_code=True` loads.
+
+        Raises:
+            ValueError: for a model that was loaded with a `stage`: parts of it are missing.
+            OSError: for a folder that cannot be written, or code that cannot be found.
+        """
+        if self.stage is not None:
+            raise ValueError(
+                f"A model loaded with stage={self.stage!r} lacks parts and cannot be saved. Load it without `stage`."
+            )
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(f"{save_directory} is a file. Give a folder to save the model in.")
+        find_code(self.config)  # an error comes before anything is written
+        if self.config.fingerprint is None:
+            self.config.fingerprint = weights_fingerprint(self.trained_parameters())
+        set_auto_map(self.config)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            copy_code(save_directory, self.config)
+        if push_to_hub:  # only now the folder is complete; this saves once more, into a folder of its own
+            hub = ("commit_message", "private", "token", "revision", "create_pr", "max_shard_size")
+            options = {key: value for key, value in kwargs.items() if key in hub}
+            self.push_to_hub(kwargs.get("repo_id", Path(save_directory).name), **options)
 
 
 def set_auto_map(config: Any) -> None:
@@ -48,38 +103,51 @@ def set_auto_map(config: Any) -> None:
 
 
 def copy_code(save_directory: str | os.PathLike, config: Any) -> None:
-    """Copy the modules that the auto map names into a checkpoint folder.
-
-    They come from beside this file; a pipeline module that is not there (transformers copies only what it loads) comes
-    from the installed package or from the checkpoint that the model was loaded from.
-    """
-    for name in (*MODEL_FILES, *PIPELINE_FILES):
-        source, target = _find_code(name, config), Path(save_directory) / name
+    """Copy the modules that the auto map names into a checkpoint folder."""
+    for source in find_code(config):
+        target = Path(save_directory) / source.name
         if not (target.exists() and target.samefile(source)):
             shutil.copyfile(source, target)
 
 
-def _find_code(name: str, config: Any) -> Path:
+def find_code(config: Any) -> list[Path]:
+    """Where the modules are that belong into a checkpoint folder.
+
+    They lie beside this file; a pipeline module that does not (transformers copies only what it loads) comes from the
+    installed package or from the checkpoint that the model was loaded from.
+
+    Raises:
+        FileNotFoundError: naming the module that is in none of these places.
+    """
     folders = [Path(__file__).parent]
     if __name__.startswith("fwd2bot."):
         spec = find_spec("fwd2bot.pipelines")
         if spec is not None:
             folders += [Path(location) for location in spec.submodule_search_locations or []]
+    return [_find_module(name, folders, config) for name in (*MODEL_FILES, *PIPELINE_FILES)]
+
+
+def _find_module(name: str, folders: list[Path], config: Any) -> Path:
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    found = cached_file(config.name_or_path, name, revision=getattr(config, "_commit_hash", None)) if config.name_or_path else None
-    if found is None:
+    checkpoint = config.name_or_path
+    found = checkpoint and cached_file(
+        checkpoint, name, revision=getattr(config, "_commit_hash", None), _raise_exceptions_for_missing_entries=False
+    )
+    if not found:
         raise FileNotFoundError(
-            f"{name}, which belongs into a checkpoint folder, is neither in {[str(folder) for folder in folders]} nor in "
-            f"{config.name_or_path!r}. Install fwd2bot, or load the model from a complete checkpoint."
+            f"{name}, which belongs into a checkpoint folder, is neither in {[str(folder) for folder in folders]} nor "
+            f"in {checkpoint!r}. Install fwd2bot, or load the model from a complete checkpoint."
         )
     return Path(found)
 
 
 def check_loading_info(info: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Raise `ValueError` unless every weight of the checkpoint found its place and every place its weight."""
-    problems = {kind: sorted(map(str, info.get(kind) or ())) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    problems = {
+        kind: sorted(map(str, info.get(kind) or ())) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
     problems = {kind: keys for kind, keys in problems.items() if keys}
     if problems:
         listed = "; ".join(

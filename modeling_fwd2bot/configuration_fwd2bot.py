@@ -3,6 +3,7 @@
 import math
 from typing import Any, ClassVar
 
+from peft import LoraConfig
 from transformers import AutoConfig, PreTrainedConfig
 
 STAGES = ("compress", "generate")
@@ -54,6 +55,8 @@ class Fwd2BotConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = "fwd2bot"
+    # Read by transformers' Trainer: what it shall not gather in evaluation.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "summary", "hidden_states", "attentions"]
 
     backbone_config: dict | PreTrainedConfig | None = None
     backbone_name_or_path: str | None = None
@@ -70,34 +73,40 @@ class Fwd2BotConfig(PreTrainedConfig):
     fingerprint: str | None = None
 
     def __post_init__(self, **kwargs: Any):
+        if __name__.startswith("fwd2bot."):
+            # The installed package has registered its pipelines; the copies in a checkpoint are for where it is not.
+            kwargs.pop("custom_pipelines", None)
         unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in _TRANSFORMERS_KEYS)
         if unknown:
             raise ValueError(
-                f"Unknown Fwd2BotConfig key(s) {unknown}. Allowed: {sorted(_own_fields(type(self)))} and the fields of "
-                "transformers.PreTrainedConfig. Remove or rename them in the config."
+                f"Unknown Fwd2BotConfig key(s) {unknown}. Allowed: {sorted(_own_fields(type(self)))} and the fields "
+                "of transformers.PreTrainedConfig. Remove or rename them in the config."
             )
         if isinstance(self.backbone_config, dict):
             self.backbone_config = _config_from_dict(self.backbone_config)
+        self._validate()
         if self.summary_lengths is None:
             self.summary_lengths = _powers_of_two(self.num_summary_tokens)
-        self._validate()
         super().__post_init__(**kwargs)
 
     def _validate(self) -> None:
-        k_max = self.num_summary_tokens
-        if not isinstance(k_max, int) or isinstance(k_max, bool) or k_max < 1:
+        if self.backbone_config is not None and not isinstance(self.backbone_config, PreTrainedConfig):
+            raise TypeError(f"backbone_config must be a PreTrainedConfig or its dict, got {self.backbone_config!r}.")
+        k_max, lengths = self.num_summary_tokens, self.summary_lengths
+        if not _is_integer(k_max) or k_max < 1:
             raise ValueError(f"num_summary_tokens must be an integer of at least 1, got {k_max!r}.")
-        lengths = self.summary_lengths
-        bad = [k for k in lengths if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= k_max]
-        if bad or not lengths:
+        is_list = isinstance(lengths, (list, tuple)) and len(lengths) > 0
+        if lengths is not None and not (is_list and all(_is_integer(k) and 1 <= k <= k_max for k in lengths)):
             raise ValueError(
-                f"summary_lengths must be a non-empty list of integers in 1..num_summary_tokens={k_max}, got {lengths}."
+                f"summary_lengths must be a non-empty list of integers in 1..{k_max} (num_summary_tokens), "
+                f"got {lengths!r}."
             )
-        if self.adapters is not None and sorted(self.adapters) != sorted(STAGES):
-            raise ValueError(f"adapters must have exactly the stages {list(STAGES)}, got {sorted(self.adapters)}.")
-        for name in ("autoregressive_loss_weight", "contrastive_loss_weight"):
+        if self.adapters is not None:
+            self._validate_adapters()
+        numbers = ("autoregressive_loss_weight", "contrastive_loss_weight", "initial_temperature", "min_temperature")
+        for name in numbers:
             value = getattr(self, name)
-            if not math.isfinite(value) or value < 0:
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
         if not 0 < self.min_temperature <= self.initial_temperature:
             raise ValueError(
@@ -105,8 +114,21 @@ class Fwd2BotConfig(PreTrainedConfig):
                 f"min_temperature={self.min_temperature!r}, initial_temperature={self.initial_temperature!r}."
             )
         for name in ("image_prompt", "text_prompt"):
-            if not getattr(self, name).strip():
-                raise ValueError(f"{name} must be a non-empty text, got {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{name} must be a non-empty text, got {value!r}.")
+
+    def _validate_adapters(self) -> None:
+        if not isinstance(self.adapters, dict) or sorted(self.adapters) != sorted(STAGES):
+            raise ValueError(f"adapters must be a dict with the stages {list(STAGES)}, got {self.adapters!r}.")
+        allowed = set(LoraConfig.__dataclass_fields__)
+        for stage, lora in self.adapters.items():
+            unknown = sorted(set(lora) - allowed)
+            if unknown:
+                raise ValueError(
+                    f"adapters[{stage!r}] has unknown key(s) {unknown}; they are arguments of peft.LoraConfig: "
+                    f"{sorted(allowed)}."
+                )
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The config of the backbone's language model: what caches and generation are built from."""
@@ -122,10 +144,10 @@ class Fwd2BotConfig(PreTrainedConfig):
 
 
 def check_num_summary_tokens(value: int | None, config: Fwd2BotConfig) -> int:
-    """`value`, or the configured length where it is None; raises `ValueError`/`TypeError` outside 1..num_summary_tokens."""
+    """`value`, or the configured length where it is None; an error unless it is in 1..num_summary_tokens."""
     if value is None:
         return config.num_summary_tokens
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not _is_integer(value):
         raise TypeError(f"num_summary_tokens must be an integer, got {value!r} of type {type(value).__name__}.")
     if not 1 <= value <= config.num_summary_tokens:
         raise ValueError(
@@ -139,9 +161,15 @@ def _config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
     values = dict(values)
     model_type = values.pop("model_type", None)
     if model_type is None:
-        raise ValueError("backbone_config has no 'model_type'. Give the backbone's own config, for example "
-                         "AutoConfig.from_pretrained(backbone).to_dict().")
+        raise ValueError(
+            "backbone_config has no 'model_type'. Give the backbone's own config, for example "
+            "AutoConfig.from_pretrained(backbone).to_dict()."
+        )
     return AutoConfig.for_model(model_type, **values)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _own_fields(cls: type) -> set[str]:

@@ -44,14 +44,28 @@ def contrastive_loss(
     Returns:
         The scalar mean of both directions.
 
+    Raises:
+        ValueError: when `text_image` or `text_image_mask` does not fit the embeddings, or no text describes an image.
+
     Source: CLIP (arXiv 2103.00020); after the compress pass in Fwd2Bot, arXiv 2503.21757; hard negative texts as in
     NegCLIP (arXiv 2210.01936).
     """
+    num_images, num_texts = len(image_embeds), len(text_embeds)
+    if text_image.shape != (num_texts,) or int(text_image.max()) >= num_images:
+        raise ValueError(
+            f"text_image must give each of the {num_texts} texts a row in 0..{num_images - 1} or -1, got "
+            f"{text_image.tolist()}."
+        )
+    if text_image_mask is not None and text_image_mask.shape != (num_images, num_texts):
+        raise ValueError(
+            f"text_image_mask must have shape {(num_images, num_texts)}, got {tuple(text_image_mask.shape)}."
+        )
     owned = (text_image >= 0).nonzero().squeeze(1)  # (P,) texts that describe an image
     if len(owned) == 0:
         raise ValueError("text_image names no image: at least one text of the batch must describe one.")
     owner = text_image[owned]  # (P,)
-    logits = (logit_scale * image_embeds.float() @ text_embeds.float().T).float()  # (N, M)
+    with torch.autocast(image_embeds.device.type, enabled=False):  # bfloat16 is too coarse at a scale of 100
+        logits = logit_scale.float() * image_embeds.float() @ text_embeds.float().T  # (N, M)
 
     rows = torch.arange(len(image_embeds), device=logits.device)
     own = rows[:, None] == text_image  # (N, M)

@@ -3,16 +3,18 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
+from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
-import torch
 import transformers
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import BatchFeature, ProcessorMixin
-from transformers.image_utils import load_image as load_image_url
+from transformers.processing_utils import TextKwargs
 from transformers.utils import cached_file
 
 from .checkpoint_fwd2bot import AUTO_MAP
@@ -21,6 +23,7 @@ IMAGE_PROMPT = "Summarize the image in a few words."
 TEXT_PROMPT = "Summarize the sentence in a few words."
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own limit, where it begins to warn of decompression bombs
 CONFIG_NAME = "processor_config.json"
+URL_TIMEOUT = 30  # seconds
 
 
 def load_image(image: Any) -> Image.Image:
@@ -35,32 +38,22 @@ def load_image(image: Any) -> Image.Image:
         TypeError: for another type. ValueError: for a picture that cannot be read to its end, or one of more than
             `MAX_IMAGE_PIXELS` pixels. FileNotFoundError: for a path that is not there.
     """
-    name = f"Image {str(image)!r}" if isinstance(image, (str, os.PathLike)) else f"An image ({type(image).__name__})"
+    name = f"Image {str(image)[:200]!r}" if isinstance(image, (str, os.PathLike)) else f"An image ({type(image).__name__})"
+    source = _picture_source(image, name)
+    limits = f"allowed are 1 to {MAX_IMAGE_PIXELS:,} in all. Resize it first."
     try:
-        if isinstance(image, str) and image.startswith(("http://", "https://")):
-            picture = load_image_url(image)
-        elif isinstance(image, (str, os.PathLike)):
-            if not Path(image).is_file():
-                raise FileNotFoundError(f"{name} does not exist or is no file.")
-            picture = Image.open(image)
-        elif isinstance(image, (bytes, bytearray, memoryview)):
-            picture = Image.open(BytesIO(image))
-        elif isinstance(image, Image.Image):
-            picture = image
-        elif isinstance(image, np.ndarray):
-            picture = _from_array(image)
-        else:
-            raise TypeError(
-                f"An image must be a path, a URL, bytes, a PIL.Image or a uint8 array, got {type(image).__name__}."
-            )
-        _check_size(picture, name)
-        return _to_rgb(picture)
+        # Only what is opened here is closed here.
+        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as picture:
+            width, height = picture.size
+            if 1 <= width * height <= MAX_IMAGE_PIXELS:
+                return _to_rgb(picture)
     except UnidentifiedImageError as error:
         raise ValueError(f"{name} is no picture in a format that Pillow {Image.__version__} reads.") from error
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be read: {error}. Is it complete?") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} has too many pixels ({error}); {limits}") from error
+    except Exception as error:  # Pillow's decoders raise many types for a damaged file
+        raise ValueError(f"{name} cannot be read: {error}. It is damaged or incomplete; replace it.") from error
+    raise ValueError(f"{name} has {width} x {height} pixels; {limits}")
 
 
 class Fwd2BotProcessor(ProcessorMixin):
@@ -71,7 +64,9 @@ class Fwd2BotProcessor(ProcessorMixin):
         image_prompt, text_prompt: what follows the image, or the text, in the compress pass.
     """
 
-    def __init__(self, backbone_processor: Any = None, image_prompt: str = IMAGE_PROMPT, text_prompt: str = TEXT_PROMPT):
+    def __init__(
+        self, backbone_processor: Any = None, image_prompt: str = IMAGE_PROMPT, text_prompt: str = TEXT_PROMPT
+    ):
         # ProcessorMixin.__init__ is left out: it wants the parts, which belong to the backbone's processor.
         if not hasattr(backbone_processor, "image_processor") or not hasattr(backbone_processor, "tokenizer"):
             raise TypeError(
@@ -92,13 +87,19 @@ class Fwd2BotProcessor(ProcessorMixin):
         self.image_token = getattr(backbone_processor, "image_token", None) or self.tokenizer.image_token
         self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
 
+    load_image = staticmethod(load_image)  # for the pipelines, which decode pictures ahead of the model
+
     @classmethod
     def get_attributes(cls) -> list[str]:
         return []  # the parts are saved and loaded by the backbone's processor
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", *(f"compress_{name}" for name in self.backbone_processor.model_input_names)]
+        return [
+            "input_ids",
+            "attention_mask",
+            *(f"compress_{name}" for name in self.backbone_processor.model_input_names),
+        ]
 
     def __call__(
         self,
@@ -117,6 +118,7 @@ class Fwd2BotProcessor(ProcessorMixin):
                 `text`, in order. What a picture may be: see [`load_image`].
             text: prompts, as `apply_chat_template` gives them. Without `text`, the compress inputs alone.
             padding, padding_side: of the prompts.
+            kwargs: further options of the tokenizer, such as `truncation` and `max_length`.
 
         Returns:
             `input_ids`, `attention_mask` `(N, L)`; with images also the tensors of `process_images`, keys prefixed
@@ -129,13 +131,23 @@ class Fwd2BotProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors={return_tensors!r} is not supported; the only one is 'pt'.")
         if images is None and text is None:
             raise ValueError("Nothing to process: give text, images or both.")
+        options = {name: value for name, value in kwargs.items() if value is not None}
+        unknown = sorted(set(options) - set(TextKwargs.__annotations__))
+        if unknown:
+            raise TypeError(
+                f"Unknown argument(s) {unknown}; allowed beside the named: {sorted(TextKwargs.__annotations__)}."
+            )
         images = None if images is None else _flatten(images)
         data: dict[str, Any] = {}
         if text is not None:
             texts = _check_texts(text)
             data.update(
                 self.tokenizer(
-                    texts, padding=padding, padding_side=padding_side, return_tensors="pt", add_special_tokens=self._add_special(texts)
+                    texts,
+                    padding=padding,
+                    padding_side=padding_side,
+                    return_tensors="pt",
+                    **{"add_special_tokens": self._add_special(texts), **options},
                 )
             )
             if images is not None:
@@ -190,12 +202,18 @@ class Fwd2BotProcessor(ProcessorMixin):
             for text in (text.replace(self.image_token, " ") for text in texts)
         ]
         batch = self.tokenizer(
-            prompts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=self._add_special(prompts)
+            prompts,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+            add_special_tokens=self._add_special(prompts),
         )
         length, limit = batch["input_ids"].shape[1], self.tokenizer.model_max_length
         if length > limit:
             longest = int(batch["attention_mask"].sum(1).argmax())
-            raise ValueError(f"Text {longest} has {length} tokens with its prompt; the model reads {limit}. Shorten it.")
+            raise ValueError(
+                f"Text {longest} has {length} tokens with its prompt; the model reads {limit}. Shorten it."
+            )
         return BatchFeature({name: batch[name] for name in ("input_ids", "attention_mask")})
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
@@ -208,10 +226,14 @@ class Fwd2BotProcessor(ProcessorMixin):
     def decode(self, *args: Any, **kwargs: Any) -> str:
         return self.tokenizer.decode(*args, **kwargs)
 
-    def post_process_image_text_to_text(self, generated_outputs: Any, **kwargs: Any) -> list[str]:
-        return self.tokenizer.batch_decode(generated_outputs, **kwargs)
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
         """Write the backbone's processor, and the class and prompts of this one into its `processor_config.json`."""
         files = self.backbone_processor.save_pretrained(save_directory)
         path = Path(save_directory) / CONFIG_NAME
@@ -233,15 +255,18 @@ class Fwd2BotProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "Fwd2BotProcessor":
         """Load what `save_pretrained` wrote; `kwargs` go to the backbone's processor and to the Hub download."""
         path = os.fspath(pretrained_model_name_or_path)
-        hub = {key: kwargs[key] for key in ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder") if key in kwargs}
+        hub = {
+            key: kwargs[key]
+            for key in ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
+            if key in kwargs
+        }
         settings = json.loads(Path(cached_file(path, CONFIG_NAME, **hub)).read_text())
         backbone_class = settings.get("backbone_processor_class")
         if backbone_class is None:
             raise ValueError(
-                f"{path}/{CONFIG_NAME} names no backbone_processor_class: it is not a Fwd2Bot processor. Wrap another one "
-                "with Fwd2BotProcessor(backbone_processor)."
+                f"{path}/{CONFIG_NAME} names no backbone_processor_class: it is not a Fwd2Bot processor. Wrap another "
+                "one with Fwd2BotProcessor(backbone_processor)."
             )
-        kwargs.pop("trust_remote_code", None)
         backbone_processor = getattr(transformers, backbone_class).from_pretrained(path, **kwargs)
         return cls(backbone_processor, image_prompt=settings["image_prompt"], text_prompt=settings["text_prompt"])
 
@@ -271,21 +296,33 @@ def _flatten(images: Any) -> list[Any]:
     return flat
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise ValueError(
-            "An image array must be uint8 of shape (height, width), (height, width, 3) or (height, width, 4), got "
-            f"{array.dtype} {array.shape}."
+def _picture_source(image: Any, name: str) -> Any:
+    """What `PIL.Image.open` takes, or the `PIL.Image` itself."""
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+            raise ValueError(
+                "An image array must be uint8 of shape (height, width), (height, width, 3) or (height, width, 4), got "
+                f"{image.dtype} {image.shape}."
+            )
+        return Image.fromarray(image)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return BytesIO(image)
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        try:
+            request = Request(image, headers={"User-Agent": "fwd2bot"})
+            with urlopen(request, timeout=URL_TIMEOUT) as response:
+                return BytesIO(response.read())
+        except (OSError, HTTPException) as error:
+            raise ValueError(f"{name} could not be fetched: {error}. Check the address and the network.") from error
+    if not isinstance(image, (str, os.PathLike)):
+        raise TypeError(
+            f"An image must be a path, a URL, bytes, a PIL.Image or a uint8 array, got {type(image).__name__}."
         )
-    return Image.fromarray(array)
-
-
-def _check_size(picture: Image.Image, name: str) -> None:
-    width, height = picture.size
-    if width * height == 0 or width * height > MAX_IMAGE_PIXELS:
-        raise ValueError(
-            f"{name} has {width} x {height} pixels; allowed are 1 to {MAX_IMAGE_PIXELS:,} in all. Resize it first."
-        )
+    if not os.path.isfile(image):  # unlike Path.is_file, it takes a name of any length
+        raise FileNotFoundError(f"{name} does not exist or is no file.")
+    return image
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -295,6 +332,8 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     elif picture.mode in ("I", "F"):
         values = np.asarray(picture, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("it holds NaN or infinity")
         picture = Image.fromarray((values / (257 if values.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")

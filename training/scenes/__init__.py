@@ -1,4 +1,9 @@
-"""A drawn world to learn from: pictures of everyday things, and texts about them, all deterministic by seed."""
+"""A drawn world to learn from: pictures of everyday things, and texts about them, all deterministic by seed.
+
+`Scenes` and `ScenesConfig`, the data set, are loaded when they are first used, and the `datasets` library with them.
+"""
+
+from typing import Any
 
 from .captions import Caption, short_caption
 from .claims import truth_table
@@ -17,6 +22,8 @@ __all__ = [
     "Caption",
     "Question",
     "Scene",
+    "Scenes",
+    "ScenesConfig",
     "Thing",
     "ask",
     "corpus",
@@ -28,3 +35,11 @@ __all__ = [
     "short_caption",
     "truth_table",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Scenes", "ScenesConfig"):
+        from . import builder
+
+        return getattr(builder, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """Short captions: two or three things named with some of size, colour, place, number, relation and field.
 
-A caption is kept in parts, so that its truth is exact (claims.py) and an edit of one part reads like any other caption.
+A caption is kept in parts, so that its truth is exact (claims.py) and an edit of one part reads like any other.
 """
 
 import random
@@ -30,20 +30,24 @@ _TOTALS = ("{n} {things}, {among} {}", "{n} {things}, including {}", "A picture 
 @dataclass(frozen=True)
 class Phrase:
     """A thing as a caption names it. None leaves a part unsaid; `number` 1 is "a" (at least one), 2 and 3 are exact.
-    `style` picks among wordings that mean the same."""
+    `synonym` names the kind by its other noun if it has one; `style` picks among wordings that mean the same."""
 
     kind: str
     colour: str | None = None
     size: str | None = None
     cell: int | None = None
     number: int = 1
+    synonym: bool = False
     style: int = 0
 
     def text(self) -> str:
-        noun = SYNONYMS.get(self.kind, self.kind) if self.style % 5 == 0 else self.kind
+        noun = SYNONYMS.get(self.kind, self.kind) if self.synonym else self.kind
         words = f"{SIZE_WORDS[self.size][self.style % 3]} " if self.size else ""
         words += f"{self.colour} " if self.colour else ""
-        words = with_article(words + noun) if self.number == 1 else f"{NUMBER_WORDS[self.number]} {words}{plural(noun)}"
+        if self.number == 1:
+            words = with_article(words + noun)
+        else:
+            words = f"{NUMBER_WORDS[self.number]} {words}{plural(noun)}"
         if self.cell is not None:
             variants = PLACE_PHRASES[self.cell]
             words += " " + variants[max(0, self.style // 16 % 5 - 2)]
@@ -125,8 +129,12 @@ def draw_style(rng: random.Random) -> int:
     return rng.randrange(720)
 
 
+def draw_synonym(rng: random.Random) -> bool:
+    return rng.random() < 0.2
+
+
 def inconsistent(phrases: Iterable[Phrase]) -> bool:
-    """Whether two phrases may mean the same thing ("a dog and a small dog") or cannot both hold (two things in one cell)."""
+    """Whether two phrases may mean one thing ("a dog and a small dog") or cannot both hold (two things in a cell)."""
     phrases = list(phrases)
     for i, a in enumerate(phrases):
         for b in phrases[:i]:
@@ -160,16 +168,16 @@ def draw_caption(scene: Scene, rng: random.Random) -> Caption | None:
 
 
 def _phrase(scene: Scene, thing: Thing, rng: random.Random, detail: float) -> Phrase:
-    style = draw_style(rng)
+    style, synonym = draw_style(rng), draw_synonym(rng)
     same = [other for other in scene.things if other.kind == thing.kind]
     if len(same) > 1 and rng.random() < 0.5:
         colour = thing.colour if all(other.colour == thing.colour for other in same) else None
         size = thing.size if all(other.size == thing.size for other in same) and rng.random() < detail else None
-        return Phrase(thing.kind, colour, size, None, len(same), style)
+        return Phrase(thing.kind, colour, size, None, len(same), synonym, style)
     colour = thing.colour if rng.random() < 0.75 else None
     size = thing.size if rng.random() < detail else None
     cell = thing.cell if rng.random() < detail else None
-    return Phrase(thing.kind, colour, size, cell, 1, style)
+    return Phrase(thing.kind, colour, size, cell, 1, synonym, style)
 
 
 def _relation(first: Thing, second: Thing, rng: random.Random) -> str:
@@ -187,5 +195,5 @@ def _most_specific(scene: Scene, rng: random.Random) -> Caption:
     """All that is known of up to two things, and the field."""
     things = [scene.things[0]]
     things += [t for t in scene.things if (t.kind, t.colour) != (things[0].kind, things[0].colour)][:1]
-    phrases = tuple(Phrase(t.kind, t.colour, t.size, t.cell, 1, draw_style(rng)) for t in things)
+    phrases = tuple(Phrase(t.kind, t.colour, t.size, t.cell, 1, draw_synonym(rng), draw_style(rng)) for t in things)
     return Caption(phrases, None, scene.background, None, draw_style(rng))

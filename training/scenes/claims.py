@@ -1,7 +1,7 @@
 """What a caption says of a picture, as numbers, so that its truth is exact and quick to find.
 
-A thing with its field is one integer (`Scene.codes`); a condition on a thing is a mask and a value. A claim is a list of
-conditions, each with how many things may meet it, and at most one relation between the things of two conditions.
+A thing with its field is one integer (`Scene.codes`); a condition on a thing is a mask and a value. A claim is a list
+of conditions, each with how many things may meet it, and at most one relation between the things of two conditions.
 """
 
 import random
@@ -45,8 +45,8 @@ class Condition:
 
 @dataclass(frozen=True)
 class Claim:
-    """All `conditions` hold. `relation` "left" or "above": some thing of the first condition lies in a column further left,
-    or in a row further up, than some thing of the second."""
+    """All `conditions` hold. `relation` "left" or "above": some thing of the first condition lies in a column further
+    left, or in a row further up, than some thing of the second."""
 
     conditions: tuple[Condition, ...]
     relation: str | None = None

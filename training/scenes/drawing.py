@@ -2,7 +2,8 @@
 
 import math
 import os
-from functools import lru_cache
+import random
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +74,14 @@ def _sprite(thing: Thing) -> Image.Image:
     return _emoji(thing.kind, thing.pixels, thing.mirrored)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _glyph(kind: str) -> Image.Image:
     canvas = Image.new("RGBA", (160, 160), (0, 0, 0, 0))
     ImageDraw.Draw(canvas).text((0, 0), EMOJI[kind], font=_font(), embedded_color=True)
     return canvas.crop(canvas.getbbox())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _emoji(kind: str, pixels: int, mirrored: bool) -> Image.Image:
     glyph = _glyph(kind)
     scale = pixels / max(glyph.size)
@@ -88,7 +89,7 @@ def _emoji(kind: str, pixels: int, mirrored: bool) -> Image.Image:
     return sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else sprite
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shape(kind: str, colour: tuple[int, int, int], pixels: int) -> Image.Image:
     """A shape with a darker rim (a lighter one for black), so that two of one colour that overlap stay two."""
     dark = sum(colour) < 100
@@ -134,12 +135,13 @@ def _outline(kind: str) -> list[tuple[float, float]]:
     return [(0.5 + x / 33, 0.46 - y / 33) for x, y in heart]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _field(background: str, texture: int) -> Image.Image:
-    """The field in its colour, with a soft gradient in one of 16 directions and a little grain."""
+    """The field in its colour, with a soft gradient in one of 16 directions and a few darker specks."""
     angle = 2 * math.pi * texture / _TEXTURES
     axis = np.linspace(-1, 1, PICTURE)
     gradient = 7 * (math.cos(angle) * axis[None, :] + math.sin(angle) * axis[:, None])  # (96, 96)
-    grain = np.random.Generator(np.random.PCG64(texture)).normal(0, 2.5, (PICTURE, PICTURE))
-    pixels = np.array(BACKGROUNDS[background])[None, None] + (gradient + grain)[..., None]  # (96, 96, 3)
+    rng = random.Random(texture)
+    specks = np.array([8 * (rng.random() < 0.04) for _ in range(PICTURE**2)]).reshape(PICTURE, PICTURE)
+    pixels = np.array(BACKGROUNDS[background])[None, None] + (gradient - specks)[..., None]  # (96, 96, 3)
     return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))

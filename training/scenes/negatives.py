@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .captions import Caption, Phrase, draw_caption, draw_style, inconsistent, specific
+from .captions import Caption, Phrase, draw_caption, draw_style, draw_synonym, inconsistent, specific
 from .scene import Scene, draw_kind
 from .things import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES
 
@@ -96,8 +96,8 @@ def _swap_object(caption: Caption, scene: Scene, rng: random.Random) -> Caption 
         return None
     a, b = (0, 1) if caption.relation else rng.sample(range(len(caption.phrases)), 2)
     first, second = caption.phrases[a], caption.phrases[b]
-    swapped = _with(caption, a, kind=second.kind, colour=second.colour)
-    return _with(swapped, b, kind=first.kind, colour=first.colour)
+    swapped = _with(caption, a, kind=second.kind, colour=second.colour, synonym=second.synonym)
+    return _with(swapped, b, kind=first.kind, colour=first.colour, synonym=first.synonym)
 
 
 def _swap_attribute(caption: Caption, scene: Scene, rng: random.Random) -> Caption | None:
@@ -128,6 +128,7 @@ def _add_object(caption: Caption, scene: Scene, rng: random.Random) -> Caption |
         rng.choice(tuple(SIZES)) if model.size else None,
         rng.choice(cells) if model.cell is not None else None,
         1,
+        draw_synonym(rng),
         draw_style(rng),
     )
     phrases = list(caption.phrases)

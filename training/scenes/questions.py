@@ -1,13 +1,13 @@
 """Questions about a scene, each with its one canonical answer.
 
-Every kind draws the wanted answer first and then looks for a question that has it, so that the wording gives nothing away.
+Every kind draws the wanted answer first and then looks for a question that has it, so that wording tells nothing.
 """
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .language import noun, place_phrase, thing_phrase
+from .language import noun, place_phrase
 from .scene import Scene, Thing, draw_kind
 from .things import COLOURS, GRID, PLACES, SHAPES, SIZE_WORDS, SIZES, plural, with_article
 
@@ -34,7 +34,12 @@ _SIZE = (
     "What size is {the}, small or large?",
     "How big is {the}, large or small?",
 )
-_COLOUR = ("What colour is {the}?", "What color is {the}?", "Which colour does {the} have?", "What is the colour of {the}?")
+_COLOUR = (
+    "What colour is {the}?",
+    "What color is {the}?",
+    "Which colour does {the} have?",
+    "What is the colour of {the}?",
+)
 _BACKGROUND = (
     "What colour is the field?",
     "What colour is the background?",
@@ -307,7 +312,7 @@ _ASK: dict[str, Callable[[Scene, random.Random], _Asked]] = {
 
 
 def _referent(scene: Scene, thing: Thing, rng: random.Random, by_place: bool = True) -> str | None:
-    """Name one thing so that no other is meant: "the dog", "the red circle", or by its place; None if there is no way."""
+    """Name one thing so that no other is meant: "the dog", "the red circle", or by its place; None if none will do."""
     if by_place and rng.random() < 0.15:
         return f"the {rng.choice(('thing', thing.kind))} {place_phrase(thing.cell, rng)}"
     if scene.counts[thing.kind] == 1 and (thing.colour is None or rng.random() < 0.6):
@@ -333,5 +338,3 @@ def _absent(scene: Scene, rng: random.Random, shape: bool | None = None) -> str 
 
 def _draw_colour(scene: Scene, rng: random.Random) -> str:
     return rng.choice([colour for colour in COLOURS if colour != scene.background])
-
-

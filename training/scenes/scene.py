@@ -1,5 +1,6 @@
 """A scene: what is drawn where. Every scene follows from its split and index alone."""
 
+import hashlib
 import json
 import random
 from dataclasses import asdict, dataclass
@@ -22,8 +23,8 @@ FIELD_CODES = {field: i << FIELD_SHIFT for i, field in enumerate(BACKGROUNDS)}
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing of a scene. `cell` counts the 3x3 cells row by row; `x` and `y` are its centre and `pixels` its longest
-    side, in pixels; only shapes have a colour; emoji may be mirrored."""
+    """One thing of a scene. `cell` counts the 3x3 cells row by row; `x` and `y` are its centre and `pixels` its
+    longest side, in pixels; only shapes have a colour; emoji may be mirrored."""
 
     kind: str
     colour: str | None
@@ -89,14 +90,20 @@ class Scene:
 def scene(split: str, index: int, *, shapes_only: bool = False) -> Scene:
     """Draw the scene number `index` of a split, the same one every time.
 
-    Splits are seeded by their names, so that no seed is shared. `shapes_only` leaves out emoji, so that no font is needed.
+    Splits are seeded by their names, so that no seed is shared; and since two seeds may draw the same scene, a hash of
+    what is drawn says which split it belongs to, and others draw again. `shapes_only` leaves out emoji: no font is
+    needed.
     Raises ValueError for an unknown split or a negative index.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     if not isinstance(index, int) or index < 0:
         raise ValueError(f"scene index is {index!r}; pass a whole number from 0 on")
-    return draw_scene(random.Random(f"{split}/{index}"), split, index, shapes_only)
+    rng = random.Random(f"{split}/{index}")
+    while True:
+        drawn = draw_scene(rng, split, index, shapes_only)
+        if _owner(drawn) == split:
+            return drawn
 
 
 def draw_scene(rng: random.Random, split: str, index: int, shapes_only: bool) -> Scene:
@@ -121,6 +128,12 @@ def draw_scene(rng: random.Random, split: str, index: int, shapes_only: bool) ->
         things.append(Thing(kind, colour, size, cell, x, y, pixels, mirrored))
     things.sort(key=lambda thing: thing.size)  # large before small: nothing is hidden behind a larger thing
     return Scene(split, index, background, tuple(things), shapes_only)
+
+
+def _owner(scene: Scene) -> str:
+    """The split that may hold what is drawn: an eighth of all is validation's, an eighth test's, the rest train's."""
+    words = " ".join(f"{code} {thing.x} {thing.y}" for code, thing in zip(scene.codes, scene.things, strict=True))
+    return {0: "validation", 1: "test"}.get(hashlib.sha256(words.encode()).digest()[0] % 8, "train")
 
 
 def _draw_kinds(rng: random.Random, count: int, shapes_only: bool) -> list[str]:

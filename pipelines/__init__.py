@@ -1,0 +1,1 @@
+"""Transformers pipelines for Fwd2Bot: compress, retrieve, answer."""

@@ -1,0 +1,1 @@
+"""The Gradio Space: what a visitor sees and the logic behind it."""

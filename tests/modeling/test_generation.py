@@ -1,0 +1,472 @@
+"""Use: compress, embed and generate, with the laws that hold for them (DESIGN: 1 to 4, 8 and 10)."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import tiny
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer, TextStreamer
+
+from fwd2bot import Fwd2BotSummary
+
+QUESTIONS = ["What is it?", "Is it a very large red thing?", "Why?"]
+GREEDY = {"max_new_tokens": 6, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def model(shared_fwd2bot):
+    return shared_fwd2bot
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_processor):
+    return tiny_processor
+
+
+@pytest.fixture(scope="module")
+def images(processor):
+    """Three pictures as `process_images` gives them."""
+    return processor.process_images(tiny.pictures(3))
+
+
+@pytest.fixture(scope="module")
+def summary(model, images):
+    return model.compress(**images)
+
+
+@pytest.fixture(scope="module")
+def prompts(processor):
+    """A prompt of each question on one image."""
+    return tiny.prompts(processor, QUESTIONS)
+
+
+def answers(model, processor, summary, prompts, **kwargs) -> list[list[int]]:
+    """New ids of a greedy answer to each prompt."""
+    inputs = processor(text=prompts)
+    output = model.generate_from_summary(summary, **inputs, **{**GREEDY, **kwargs})
+    return output[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+# Law 1: the backbone is untouched
+
+
+def test_backbone_with_adapters_off_equals_the_original(images):
+    original, wrapped = tiny.tiny_backbone(), tiny.tiny_fwd2bot()
+    assert torch.equal(wrapped.backbone(**images).logits, original(**images).logits)
+
+
+def test_adapters_change_the_backbone_when_on(model, images):
+    """The test above would mean nothing if adapters did nothing."""
+    text = {key: images[key] for key in ("input_ids", "attention_mask")}
+    assert not torch.allclose(model(**text).logits, model.backbone(**text).logits, atol=1e-3)
+
+
+def test_uncompressed_answers_are_those_of_the_original_backbone(model, processor, prompts):
+    inputs = processor.backbone_processor(
+        images=tiny.pictures(3), text=prompts, padding=True, return_tensors="pt", add_special_tokens=False
+    )
+    expected = tiny.tiny_backbone().generate(**inputs, **GREEDY)
+    assert torch.equal(model.generate_uncompressed(**inputs, **GREEDY), expected)
+
+
+# Law 2: prefix
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_prefix_of_long_summary_equals_short_summary(model, images, summary, length):
+    short = model.compress(**images, num_summary_tokens=length)
+    assert short.tokens.shape == (3, length, 32)
+    torch.testing.assert_close(summary.truncate(length).tokens, short.tokens, atol=1e-5, rtol=0)
+
+
+def test_summaries_of_different_images_differ(summary):
+    assert (summary.tokens[0] - summary.tokens[1]).abs().max() > 0.1
+
+
+# Law 3: batch invariance
+
+
+def test_summary_and_embedding_do_not_depend_on_the_batch(model, processor, summary):
+    for index, picture in enumerate(tiny.pictures(3)):
+        inputs = processor.process_images([picture])
+        torch.testing.assert_close(model.compress(**inputs).tokens[0], summary.tokens[index], atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.embed(**inputs)[0], model.embed(summary=summary)[index], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_summary_does_not_depend_on_the_padding(model, images, summary, side):
+    width = (5, 0) if side == "left" else (0, 5)
+    padded = {
+        "input_ids": torch.nn.functional.pad(images["input_ids"], width, value=7),
+        "attention_mask": torch.nn.functional.pad(images["attention_mask"], width),
+        "pixel_values": images["pixel_values"],
+    }
+    torch.testing.assert_close(model.compress(**padded).tokens, summary.tokens, atol=1e-5, rtol=0)
+
+
+def test_text_embedding_does_not_depend_on_the_batch(model, processor):
+    texts = ["a dog", "two cats beside a large red house on a hill", "x"]
+    together = model.embed(**processor.process_texts(texts))
+    alone = torch.cat([model.embed(**processor.process_texts(text)) for text in texts])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_greedy_answer_does_not_depend_on_batch_and_padding_side(model, processor, summary, prompts, side):
+    alone = [answers(model, processor, summary[index], [prompts[index]])[0] for index in range(3)]
+    inputs = processor(text=prompts, padding_side=side)
+    assert (inputs["attention_mask"] == 0).any()
+    together = model.generate_from_summary(summary, **inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
+    assert together.tolist() == alone
+
+
+def test_greedy_answer_depends_on_the_summary(model, processor, summary, prompts):
+    """The test above would mean nothing if all answers were the same."""
+    same_question = [prompts[0]] * 3
+    found = answers(model, processor, summary, same_question)
+    assert len({tuple(ids) for ids in found}) == 3
+
+
+# Law 4: one path
+
+
+@pytest.mark.parametrize("length", [None, 2])
+def test_generate_from_images_equals_compress_then_generate(model, processor, images, prompts, length):
+    direct = model.generate(**processor(images=tiny.pictures(3), text=prompts), num_summary_tokens=length, **GREEDY)
+    summary = model.compress(**images, num_summary_tokens=length)
+    assert torch.equal(direct, model.generate_from_summary(summary, **processor(text=prompts), **GREEDY))
+
+
+@pytest.mark.parametrize("length", [None, 1, 3])
+def test_embed_of_images_equals_embed_of_their_summary(model, images, summary, length):
+    direct = model.embed(**images, num_summary_tokens=length)
+    torch.testing.assert_close(direct, model.embed(summary=summary, num_summary_tokens=length), atol=1e-6, rtol=0)
+
+
+def test_embed_gives_float32_of_unit_norm(model, images):
+    embeds = model.embed(**images)
+    assert embeds.shape == (3, 32)
+    assert embeds.dtype == torch.float32
+    torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(3))
+
+
+def test_embedding_is_the_normalised_mean_of_the_first_vectors(model, summary):
+    mean = summary.tokens[:, :2].mean(1)
+    torch.testing.assert_close(model.embed(summary=summary, num_summary_tokens=2), mean / mean.norm(dim=-1)[:, None])
+
+
+def test_bare_tensor_is_taken_as_a_summary(model, processor, summary, prompts):
+    assert answers(model, processor, summary.tokens, prompts) == answers(model, processor, summary, prompts)
+    assert torch.equal(model.embed(summary=summary.tokens), model.embed(summary=summary))
+
+
+def test_compress_and_embed_have_no_gradient(tiny_fwd2bot, images):
+    tiny_fwd2bot.train()
+    assert not tiny_fwd2bot.compress(**images).tokens.requires_grad
+    assert not tiny_fwd2bot.embed(**images).requires_grad
+
+
+# Prompts
+
+
+def test_output_is_the_given_prompt_and_the_new_ids(model, processor, summary, prompts):
+    inputs = processor(text=prompts)
+    output = model.generate_from_summary(summary, **inputs, **GREEDY)
+    assert torch.equal(output[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
+    assert output.shape[1] == inputs["input_ids"].shape[1] + 6
+
+
+def test_several_images_per_prompt_of_different_lengths(model, processor, images, summary):
+    mixed = Fwd2BotSummary.cat(
+        [summary[0], model.compress(**images, num_summary_tokens=1)[1], summary[2].truncate(2), summary[1]]
+    )
+    texts = [*tiny.prompts(processor, ["Which?"], num_images=3), *tiny.prompts(processor, ["What is it?"])]
+    together = answers(model, processor, mixed, texts)
+    alone = [*answers(model, processor, mixed[:3], texts[:1]), *answers(model, processor, mixed[3], texts[1:])]
+    assert together == alone
+
+
+def test_order_of_the_summaries_matters(model, processor, summary):
+    inputs = processor(text=tiny.prompts(processor, ["Which?"], num_images=3))
+    options = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
+    one, other = (
+        model.generate_from_summary(summary[order], **inputs, **options).logits[0] for order in ([0, 1, 2], [2, 1, 0])
+    )
+    assert (one - other).abs().max() > 0.01
+
+
+def test_summary_takes_the_place_of_its_placeholder(model, processor, summary):
+    """What generate() sees, put together by hand."""
+    text = tiny.prompts(processor, ["Which?"], num_images=2)
+    inputs = processor(text=text)
+    ids, embedding = inputs["input_ids"][0], model.get_input_embeddings()
+    first, second = (ids == processor.image_token_id).nonzero().flatten().tolist()
+    by_hand = torch.cat(
+        [
+            embedding(ids[:first]),
+            summary.tokens[0],
+            embedding(ids[first + 1 : second]),
+            summary.tokens[1, :2],
+            embedding(ids[second + 1 :]),
+        ]
+    )[None]
+    next_id = model(inputs_embeds=by_hand).logits[0, -1].argmax().item()
+    two = Fwd2BotSummary.cat([summary[0], summary[1].truncate(2)])
+    assert answers(model, processor, two, text, max_new_tokens=1) == [[next_id]]
+
+
+def test_images_and_summaries_in_one_prompt_by_compress_and_cat(model, processor, summary):
+    fresh = model.compress(**processor.process_images(tiny.pictures(3)[2:]), num_summary_tokens=2)
+    text = tiny.prompts(processor, ["Which?"], num_images=2)
+    mixed = answers(model, processor, Fwd2BotSummary.cat([summary[0], fresh]), text)
+    expected = answers(model, processor, Fwd2BotSummary.cat([summary[0], summary[2].truncate(2)]), text)
+    assert mixed == expected
+
+
+def test_prompt_without_image_needs_no_summary(model, processor):
+    text = tiny.prompts(processor, ["Hello!"], num_images=0)
+    inputs = processor(text=text)
+    output = model.generate(**inputs, **GREEDY)
+    next_id = model(**inputs).logits[0, -1].argmax()
+    assert output[0, inputs["input_ids"].shape[1]] == next_id
+
+
+def test_prompts_with_and_without_image_in_one_batch(model, processor, summary):
+    texts = [*tiny.prompts(processor, ["Hello!"], num_images=0), *tiny.prompts(processor, ["What is it?"])]
+    found = answers(model, processor, summary[0], texts)
+    inputs = processor(text=texts[0])
+    hello = model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :].tolist()
+    assert found == [hello, *answers(model, processor, summary[0], texts[1:])]
+
+
+# Arguments of generate()
+
+
+def test_streamer_gets_the_answer(model, processor, summary, prompts, capsys):
+    streamer = TextStreamer(processor.tokenizer, skip_prompt=True)
+    [ids] = answers(model, processor, summary[0], prompts[:1], streamer=streamer)
+    assert capsys.readouterr().out.strip("\n") == processor.tokenizer.decode(ids)
+
+
+def test_iterator_streamer_gets_the_answer_from_another_thread(model, processor, summary, prompts):
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=30)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(answers, model, processor, summary[0], prompts[:1], streamer=streamer)
+        text = "".join(streamer)
+    assert text == processor.tokenizer.decode(future.result()[0])
+
+
+def test_beams_return_several_sequences_per_prompt(model, processor, summary, prompts):
+    beams = {"num_beams": 3, "num_return_sequences": 2}
+    together = answers(model, processor, summary, prompts, **beams)
+    alone = [answers(model, processor, summary[index], [prompts[index]], **beams) for index in range(3)]
+    assert together == [ids for pair in alone for ids in pair]
+    assert together[0] != together[1]
+
+
+def test_sampling_repeats_with_its_seed(model, processor, summary, prompts):
+    sampling = {"do_sample": True, "temperature": 5.0, "num_return_sequences": 2}
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(answers(model, processor, summary, prompts, **sampling))
+    assert found[0] == found[1] != found[2]
+    assert len(found[0]) == 6
+
+
+def test_stopping_criteria_stop(model, processor, summary, prompts):
+    class AfterThree(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            self.calls = getattr(self, "calls", 0) + 1
+            return torch.full((len(input_ids),), self.calls == 3)
+
+    found = answers(model, processor, summary, prompts, stopping_criteria=StoppingCriteriaList([AfterThree()]))
+    assert [len(ids) for ids in found] == [3, 3, 3]
+
+
+def test_end_token_ends_a_row_and_pads_it(model, processor, summary, prompts):
+    free = answers(model, processor, summary, prompts)
+    end = free[0][1]
+    stopped = answers(model, processor, summary, prompts, eos_token_id=end)
+    pad = processor.tokenizer.pad_token_id
+    assert stopped[0] == [free[0][0], end, *[pad] * (len(stopped[0]) - 2)]
+
+
+def test_return_dict_in_generate(model, processor, summary, prompts):
+    inputs = processor(text=prompts)
+    output = model.generate_from_summary(
+        summary, **inputs, **GREEDY, return_dict_in_generate=True, output_logits=True, output_hidden_states=True
+    )
+    new = output.sequences[:, inputs["input_ids"].shape[1] :]
+    assert torch.equal(new, model.generate_from_summary(summary, **inputs, **GREEDY)[:, -6:])
+    assert torch.equal(torch.stack(output.logits, 1).argmax(-1), new)
+    assert len(output.hidden_states) == 6
+
+
+@pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {"use_cache": False}])
+def test_answer_does_not_depend_on_the_cache(model, processor, summary, prompts, options):
+    expected = answers(model, processor, summary, prompts)
+    assert answers(model, processor, summary, prompts, **options) == expected
+
+
+def test_misspelt_generation_argument_is_an_error(model, processor, summary, prompts):
+    with pytest.raises(ValueError, match="max_new_token"):
+        model.generate_from_summary(summary, **processor(text=prompts), max_new_token=5)
+
+
+# Law 8: threads
+
+
+def test_threads_give_what_one_after_the_other_gives(model, processor, summary, prompts):
+    pictures = tiny.pictures(3)
+
+    def compress(index):
+        return model.compress(**processor.process_images([pictures[index]])).tokens
+
+    def answer(index):
+        return answers(model, processor, summary[index], [prompts[index]], max_new_tokens=12)
+
+    def uncompressed(index):
+        inputs = processor.backbone_processor(
+            images=[pictures[index]], text=[prompts[index]], return_tensors="pt", add_special_tokens=False
+        )
+        return model.generate_uncompressed(**inputs, max_new_tokens=12, do_sample=False)
+
+    jobs = [(function, index) for index in range(3) for function in (compress, answer, uncompressed)] * 2
+    expected = [function(index) for function, index in jobs]
+    with ThreadPoolExecutor(6) as pool:
+        futures = [pool.submit(function, index) for function, index in jobs]
+        found = [future.result() for future in futures]
+    for (function, _), one, other in zip(jobs, found, expected, strict=True):
+        assert one == other if function is answer else torch.equal(one, other)
+
+
+# Law 10: input errors
+
+
+@pytest.mark.parametrize("length", [0, -1, 5])
+def test_length_out_of_range_names_the_range(model, processor, images, summary, prompts, length):
+    expected = rf"num_summary_tokens={length} .*Choose 1 to 4; it was trained at \[1, 2, 4\]"
+    with pytest.raises(ValueError, match=expected):
+        model.compress(**images, num_summary_tokens=length)
+    with pytest.raises(ValueError, match=expected):
+        model.embed(summary=summary, num_summary_tokens=length)
+    with pytest.raises(ValueError, match=expected):
+        model.generate(**processor(images=tiny.pictures(3), text=prompts), num_summary_tokens=length)
+
+
+@pytest.mark.parametrize("length", ["4", 2.0, True])
+def test_length_of_another_type_is_refused(model, images, length):
+    with pytest.raises(TypeError, match="must be an integer"):
+        model.compress(**images, num_summary_tokens=length)
+
+
+def test_compress_of_nothing_is_refused(model, images):
+    with pytest.raises(TypeError, match="input_ids must be an integer tensor.*NoneType"):
+        model.compress()
+    with pytest.raises(ValueError, match=r"at least 1, got \(0, 70\)"):
+        model.compress(**{key: value[:0] for key, value in images.items()})
+
+
+def test_compress_of_a_list_is_refused(model, images):
+    with pytest.raises(TypeError, match="input_ids must be an integer tensor.*list"):
+        model.compress(**{**images, "input_ids": images["input_ids"].tolist()})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_compress_of_nan_is_refused(model, images, value):
+    pixels = images["pixel_values"].clone()
+    pixels[1, 0, 3, 3] = value
+    with pytest.raises(ValueError, match="'pixel_values' holds NaN or infinity"):
+        model.compress(**{**images, "pixel_values": pixels})
+
+
+def test_compress_of_image_tokens_without_pixels_is_refused(model, images):
+    with pytest.raises(ValueError, match="image tokens, but no pixels"):
+        model.compress(input_ids=images["input_ids"], attention_mask=images["attention_mask"])
+
+
+def test_compress_with_more_pictures_than_rows_is_refused(model, processor, images):
+    more = processor.process_images(tiny.pictures(4))["pixel_values"]
+    with pytest.raises(ValueError, match="tokens: 48, features"):
+        model.compress(**{**images, "pixel_values": more})
+
+
+def test_generate_prints_both_counts_before_any_compute(model, processor, prompts, monkeypatch):
+    monkeypatch.setattr(type(model), "_compress_pass", None)  # calling it would be a TypeError
+    inputs = processor(images=tiny.pictures(3), text=prompts)
+    inputs["compress_input_ids"] = inputs["compress_input_ids"][:2]
+    with pytest.raises(ValueError, match=r"3 image placeholder\(s\) \(\[1, 1, 1\] per row\), but 2 image\(s\)"):
+        model.generate(**inputs)
+
+
+def test_generate_from_summary_prints_both_counts(model, processor, summary, prompts):
+    with pytest.raises(ValueError, match=r"2 image placeholder\(s\) \(\[1, 1\] per row\), but 3 image\(s\)"):
+        model.generate_from_summary(summary, **processor(text=prompts[:2]))
+
+
+def test_generate_with_placeholder_but_no_image_is_refused(model, processor, prompts):
+    with pytest.raises(ValueError, match="3 image placeholder.*no image was given"):
+        model.generate(**processor(text=prompts))
+
+
+def test_generate_without_ids_is_refused(model):
+    with pytest.raises(ValueError, match="generate.. needs input_ids"):
+        model.generate()
+
+
+def test_ids_of_one_dimension_are_refused(model, processor, summary, prompts):
+    ids = processor(text=prompts[0])["input_ids"][0]
+    with pytest.raises(ValueError, match=r"shape \(N, L\)"):
+        model.generate_from_summary(summary[0], ids)
+
+
+def test_summary_of_another_width_is_refused(model, processor, prompts):
+    with pytest.raises(ValueError, match="16 wide, but this model's summaries are 32 wide"):
+        model.generate_from_summary(torch.zeros(3, 2, 16), **processor(text=prompts))
+
+
+def test_summary_of_another_type_is_refused(model, processor, prompts):
+    with pytest.raises(TypeError, match="floating point tensor.*got a torch.int64"):
+        model.generate_from_summary(torch.zeros(3, 2, 32, dtype=torch.long), **processor(text=prompts))
+    with pytest.raises(TypeError, match="got a list"):
+        model.embed(summary=[[1.0]])
+
+
+def test_summary_with_nan_is_refused(model, summary):
+    tokens = summary.tokens.clone()
+    tokens[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        model.embed(summary=tokens)
+
+
+def test_summary_of_another_model_is_refused_by_name(tiny_fwd2bot, images, summary):
+    tiny_fwd2bot.config.fingerprint = "ours"
+    foreign = Fwd2BotSummary(summary.tokens, metadata={"model": "someone/else", "fingerprint": "theirs"})
+    with pytest.raises(ValueError, match="another model: fingerprint 'theirs' of 'someone/else'.*'ours'"):
+        tiny_fwd2bot.embed(summary=foreign)
+
+
+def test_summary_of_another_prompt_is_refused(model, summary):
+    foreign = Fwd2BotSummary(summary.tokens, metadata={"prompt": "Draw it."})
+    with pytest.raises(ValueError, match="prompt 'Draw it.'.*'Summarize the image in a few words.'"):
+        model.embed(summary=foreign)
+
+
+def test_embed_wants_either_summary_or_inputs(model, images, summary):
+    with pytest.raises(ValueError, match="either `summary` or the tensors"):
+        model.embed()
+    with pytest.raises(ValueError, match="either `summary` or the tensors"):
+        model.embed(summary=summary, **images)
+
+
+def test_embed_of_different_lengths_asks_for_one(model, summary):
+    mixed = Fwd2BotSummary.cat([summary[0], summary[1].truncate(2)])
+    with pytest.raises(ValueError, match="lengths 2 to 4.*at most 2"):
+        model.embed(summary=mixed)
+    assert torch.equal(model.embed(summary=mixed, num_summary_tokens=2), model.embed(summary=summary[:2].truncate(2)))
+
+
+def test_embed_longer_than_the_summary_is_refused(model, summary):
+    with pytest.raises(ValueError, match="Cannot truncate to 3: choose 1 to 2"):
+        model.embed(summary=summary.truncate(2), num_summary_tokens=3)

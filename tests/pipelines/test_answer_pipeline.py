@@ -1,0 +1,260 @@
+"""`fwd2bot-answer`: how questions and pictures go together, and that `generate()` is reached with all its arguments."""
+
+import datasets
+import pytest
+import torch
+from transformers import GenerationConfig, TextIteratorStreamer
+
+QUESTION = "How many things are there?"
+SHORT = {"max_new_tokens": 6, "do_sample": False}
+
+
+def text(output):
+    [answer] = output
+    return answer["generated_text"]
+
+
+@pytest.fixture
+def by_model(shared_fwd2bot, tiny_processor):
+    """The model's own answer to a question about a list of pictures."""
+
+    def ask(question, images, **options):
+        content = [*[{"type": "image"}] * len(images), {"type": "text", "text": question}]
+        prompt = tiny_processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs = tiny_processor(text=[prompt], images=images)
+        ids = shared_fwd2bot.generate(**inputs, **{**SHORT, **options})
+        return tiny_processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
+
+    return ask
+
+
+def test_answer_is_that_of_the_model(answer, by_model, pictures):
+    assert text(answer(QUESTION, images=pictures(1)[0], **SHORT)) == by_model(QUESTION, pictures(1))
+
+
+def test_answer_from_summary_is_that_from_the_picture(answer, compress, pictures):
+    summary = compress(pictures(1)[0])
+    expected = answer(QUESTION, images=pictures(1)[0], **SHORT)
+    assert answer(QUESTION, summary=summary, **SHORT) == expected
+    assert answer(QUESTION, summary=summary.tokens, **SHORT) == expected
+
+
+def test_one_question_about_several_pictures(answer, compress, by_model, pictures):
+    expected = by_model(QUESTION, pictures(3))
+    assert text(answer(QUESTION, images=pictures(3), **SHORT)) == expected
+    assert text(answer(QUESTION, summary=compress(pictures(3)), **SHORT)) == expected
+    assert expected != by_model(QUESTION, pictures(1))
+
+
+def test_image_tokens_in_the_question_place_the_pictures(answer, shared_fwd2bot, tiny_processor, pictures):
+    question = "Is <image> brighter than <image>?"
+    prompt = tiny_processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "text", "text": question}]}], add_generation_prompt=True
+    )
+    inputs = tiny_processor(text=[prompt], images=pictures(2))
+    ids = shared_fwd2bot.generate(**inputs, **SHORT)[:, inputs["input_ids"].shape[1] :]
+    assert (
+        text(answer(question, images=pictures(2), **SHORT))
+        == tiny_processor.decode(ids[0], skip_special_tokens=True).strip()
+    )
+
+
+def test_several_questions_about_one_picture_compress_it_once(answer, shared_fwd2bot, pictures, count_calls):
+    expected = [answer(question, images=pictures(1)[0], **SHORT) for question in (QUESTION, "What?")]
+    calls = count_calls(shared_fwd2bot, "compress")
+    assert answer([QUESTION, "What?"], images=pictures(1)[0], **SHORT) == expected
+    assert len(calls) == 1
+
+
+def test_one_summary_serves_several_questions(answer, compress, pictures):
+    summary = compress(pictures(1)[0])
+    expected = [answer(question, summary=summary, **SHORT) for question in (QUESTION, "What?", "Who?")]
+    assert answer([QUESTION, "What?", "Who?"], summary=summary, **SHORT) == expected
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_each_question_has_its_own_pictures_whatever_the_batch(answer, compress, pictures, batch_size):
+    questions = [QUESTION, "What?", "A much longer question than the others: what do you see?"]
+    images = [pictures(1)[0], pictures(3)[1:], [pictures(4)[3]]]
+    expected = [answer(question, images=own, **SHORT) for question, own in zip(questions, images, strict=True)]
+    assert answer(questions, images=images, batch_size=batch_size, **SHORT) == expected
+    summaries = [compress(own) for own in images]
+    assert answer(questions, summary=summaries, batch_size=batch_size, **SHORT) == expected
+
+
+def test_summaries_of_different_lengths_in_one_batch(answer, compress, pictures):
+    summaries = [compress(pictures(1)[0], num_summary_tokens=length) for length in (1, 3, 4)]
+    expected = [answer(QUESTION, summary=summary, **SHORT) for summary in summaries]
+    assert answer([QUESTION] * 3, summary=summaries, batch_size=3, **SHORT) == expected
+
+
+def test_summary_of_as_many_pictures_as_questions_is_shared_out(answer, compress, pictures):
+    summary = compress(pictures(3))
+    expected = [answer(QUESTION, summary=one, **SHORT) for one in summary]
+    assert answer([QUESTION] * 3, summary=summary, **SHORT) == expected
+    assert answer([QUESTION] * 3, summary=summary.tokens, batch_size=3, **SHORT) == expected
+
+
+def test_rows_bring_their_own_pictures(answer, compress, pictures):
+    expected = answer([QUESTION, "What?"], images=pictures(2), **SHORT)
+    rows = [
+        {"question": QUESTION, "images": pictures(1)},
+        {"text": "What?", "summary": compress(pictures(2)[1])},
+    ]
+    assert answer(rows, batch_size=2, **SHORT) == expected
+    assert answer(rows[0], **SHORT) == expected[0]
+    assert list(answer((row for row in rows), **SHORT)) == expected
+
+
+def test_data_set_of_questions_gives_an_iterator(answer, pictures):
+    data = datasets.Dataset.from_dict({"question": [QUESTION, "What?"], "image": pictures(2), "answer": ["2", "dog"]})
+    outputs = answer(data, batch_size=2, **SHORT)
+    assert not isinstance(outputs, list)
+    assert list(outputs) == answer([QUESTION, "What?"], images=pictures(2), **SHORT)
+
+
+def test_chat_with_earlier_turns(answer, shared_fwd2bot, tiny_processor, pictures):
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "a dog"},
+        {"role": "user", "content": "Where?"},
+    ]
+    prompt = "<s>USER: <image>\nWhat? ASSISTANT: a dog</s>USER: Where? ASSISTANT:"
+    inputs = tiny_processor(text=[prompt], images=pictures(1))
+    ids = shared_fwd2bot.generate(**inputs, **SHORT)[:, inputs["input_ids"].shape[1] :]
+    expected = tiny_processor.decode(ids[0], skip_special_tokens=True).strip()
+    assert text(answer(chat, images=pictures(1)[0], **SHORT)) == expected
+    plain = [{**chat[0], "content": "What?"}, *chat[1:]]
+    assert answer([plain, chat], images=pictures(1)[0], **SHORT) == [[{"generated_text": expected}]] * 2
+    [full] = answer(chat, images=pictures(1)[0], return_full_text=True, **SHORT)
+    assert full["generated_text"] == [*chat, {"role": "assistant", "content": expected}]
+
+
+def test_length_is_that_asked_for(answer, by_model, pictures):
+    output = answer(QUESTION, images=pictures(1)[0], num_summary_tokens=1, **SHORT)
+    assert text(output) == by_model(QUESTION, pictures(1), num_summary_tokens=1)
+
+
+def test_several_sequences_per_question(answer, pictures):
+    options = {"num_beams": 3, "num_return_sequences": 2, **SHORT}
+    outputs = answer([QUESTION, "What?"], images=pictures(2), batch_size=2, **options)
+    assert [len(output) for output in outputs] == [2, 2]
+    assert outputs[1] == answer("What?", images=pictures(2)[1], **options)
+
+
+def test_generation_config_and_generate_kwargs_are_as_the_arguments(answer, pictures):
+    expected = answer(QUESTION, images=pictures(1)[0], **SHORT)
+    assert answer(QUESTION, images=pictures(1)[0], generate_kwargs=SHORT) == expected
+    assert answer(QUESTION, images=pictures(1)[0], generation_config=GenerationConfig(**SHORT)) == expected
+
+
+def test_generation_arguments_may_be_set_when_the_pipeline_is_made(shared_fwd2bot, tiny_processor, pictures):
+    pipe = make(shared_fwd2bot, tiny_processor, max_new_tokens=2)
+    assert len(pipe(QUESTION, images=pictures(1)[0], return_tensors=True)[0]["generated_token_ids"]) == 2
+    ids = pipe(QUESTION, images=pictures(1)[0], return_tensors=True, max_new_tokens=3)[0]["generated_token_ids"]
+    assert len(ids) == 3
+
+
+def test_answer_has_at_most_256_tokens_by_default(shared_fwd2bot, tiny_processor):
+    pipe = make(shared_fwd2bot, tiny_processor)
+    assert pipe._prepare_generate_kwargs({})["max_new_tokens"] == 256
+
+
+def test_streamer_sees_the_answer_token_by_token(answer, tiny_processor, pictures):
+    streamer = TextIteratorStreamer(tiny_processor.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=30)
+    output = answer(QUESTION, images=pictures(1)[0], streamer=streamer, **SHORT)
+    assert "".join(streamer).strip() == text(output)
+
+
+def test_stop_sequence_ends_the_answer(answer, tiny_processor, pictures):
+    [output] = answer(QUESTION, images=pictures(1)[0], return_tensors=True, **SHORT)
+    ids = output["generated_token_ids"]
+    second = tiny_processor.tokenizer.convert_ids_to_tokens(ids.tolist())[1]
+    stop = tiny_processor.decode(ids[:2], clean_up_tokenization_spaces=False)
+    if "\ufffd" in stop:
+        pytest.skip(f"the random model answers with half a character ({second!r})")
+    [stopped] = answer(QUESTION, images=pictures(1)[0], return_tensors=True, stop_sequence=stop, **SHORT)
+    assert len(stopped["generated_token_ids"]) == 2
+
+
+def test_return_tensors_gives_the_new_ids(answer, tiny_processor, pictures):
+    [output] = answer(QUESTION, images=pictures(1)[0], return_tensors=True, **SHORT)
+    ids = output["generated_token_ids"]
+    assert isinstance(ids, torch.Tensor)
+    assert tiny_processor.decode(ids, skip_special_tokens=True).strip() == text(
+        answer(QUESTION, images=pictures(1)[0], **SHORT)
+    )
+
+
+def test_full_text_holds_the_question(answer, pictures):
+    expected = f"{QUESTION} {text(answer(QUESTION, images=pictures(1)[0], **SHORT))}"
+    assert text(answer(QUESTION, images=pictures(1)[0], return_full_text=True, **SHORT)) == expected
+
+
+def make(model, processor, **arguments):
+    from transformers import pipeline
+
+    return pipeline("fwd2bot-answer", model=model, processor=processor, device="cpu", **arguments)
+
+
+IMAGE = {"type": "image"}
+
+
+@pytest.mark.parametrize(
+    ("questions", "count", "options", "error", "message"),
+    [
+        ([], 1, {}, ValueError, "No question was given"),
+        ("", 1, {}, ValueError, "question is empty"),
+        (["What?", "  "], 2, {}, ValueError, "Question 1: .*empty"),
+        (5, 1, {}, TypeError, "int"),
+        (["What?", 5], 2, {}, TypeError, "Question 1: A question must be a str or a chat"),
+        (QUESTION, 0, {}, ValueError, "No picture was given"),
+        ([QUESTION] * 3, 2, {}, ValueError, r"3 question\(s\).*images for 2"),
+        ("<image> or <image>?", 1, {}, ValueError, r"2 place\(s\).*1 picture\(s\)"),
+        ([{"role": "user", "content": [IMAGE, IMAGE]}], 1, {}, ValueError, r"2 place\(s\).*1 picture\(s\)"),
+        ([{"role": "assistant", "content": "Hm."}], 1, {}, ValueError, "no message of the role 'user'"),
+        (
+            [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A"}],
+            1,
+            {},
+            ValueError,
+            "ends with an answer",
+        ),
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], 1, {}, ValueError, "url.*images or summary"),
+        ({"question": "What?", "image": "a.png"}, 1, {}, ValueError, "brings its own pictures"),
+        (QUESTION, 1, {"max_new_token": 3}, TypeError, "'max_new_token'.*Did you mean 'max_new_tokens'"),
+        (QUESTION, 1, {"max_new_tokens": 3, "generate_kwargs": {"max_new_tokens": 3}}, ValueError, "given twice"),
+        (QUESTION, 1, {"return_tensors": True, "return_full_text": True}, ValueError, "exclude each other"),
+        ([QUESTION] * 2, 2, {"streamer": object(), "batch_size": 2}, ValueError, "one question at a time"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_compute(
+    answer, shared_fwd2bot, pictures, count_calls, questions, count, options, error, message
+):
+    calls = count_calls(shared_fwd2bot, "compress")
+    with pytest.raises(error, match=message):
+        answer(questions, images=pictures(count), **options)
+    assert not calls
+
+
+def test_both_or_neither_of_images_and_summary_is_refused(answer, compress, pictures):
+    with pytest.raises(ValueError, match="neither"):
+        answer(QUESTION)
+    for questions in (QUESTION, [QUESTION, QUESTION]):
+        with pytest.raises(ValueError, match="both"):
+            answer(questions, images=pictures(1)[0], summary=compress(pictures(1)))
+
+
+def test_summaries_that_do_not_match_the_questions_are_counted(answer, compress, pictures):
+    with pytest.raises(ValueError, match=r"2 question\(s\).*summary for 3"):
+        answer([QUESTION] * 2, summary=compress(pictures(3)))
+
+
+def test_path_of_a_summary_file_is_refused_with_the_remedy(answer):
+    with pytest.raises(TypeError, match="got str.*load_file"):
+        answer(QUESTION, summary="summaries.safetensors")
+
+
+def test_summary_of_another_width_is_refused(answer):
+    with pytest.raises(ValueError, match="16 wide"):
+        answer(QUESTION, summary=torch.zeros(1, 2, 16))

@@ -1,0 +1,283 @@
+"""`python -m fwd2bot.training.evaluate CHECKPOINT`: what a checkpoint can do on held-out scenes, as table and JSON.
+
+Questions are answered by greedy generation and count when they equal the one canonical answer. A plain LVLM is
+evaluated too, uncompressed; a Fwd2Bot is evaluated uncompressed and at each length k.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from fwd2bot import Fwd2BotSummary
+
+from .metrics import exact_match, preference, recall_at_k
+from .scenes import (
+    HARD_NEGATIVE_SORTS,
+    Scene,
+    ask,
+    describe,
+    hard_negatives,
+    render,
+    scene,
+    short_caption,
+    truth_table,
+)
+
+GREEDY = {"max_new_tokens": 12, "do_sample": False}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = _parse(arguments)
+    torch.manual_seed(0)
+    results = evaluate(
+        args.checkpoint,
+        split=args.split,
+        pictures=args.pictures,
+        questions=args.questions,
+        retrieval=args.retrieval,
+        lengths=args.lengths,
+        batch_size=args.batch_size,
+        dtype=getattr(torch, args.dtype),
+        shapes_only=args.shapes_only,
+    )
+    print(format_results(results))
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+@torch.no_grad()
+def evaluate(
+    checkpoint: str | Path,
+    *,
+    split: str = "test",
+    pictures: int = 2000,
+    questions: int = 5,
+    retrieval: int = 1000,
+    lengths: Sequence[int] | None = None,
+    batch_size: int = 250,
+    dtype: torch.dtype = torch.float32,
+    shapes_only: bool = False,
+) -> dict[str, Any]:
+    """All figures of a checkpoint, shares between 0 and 1.
+
+    Args:
+        checkpoint: a Fwd2Bot, or a plain image-text-to-text model (questions only).
+        split: of the scenes, "validation" or "test".
+        pictures, questions: number of pictures, and of questions about each.
+        retrieval: number of pictures (the first) among which is searched.
+        lengths: lengths k. Default: the checkpoint's `summary_lengths`.
+    """
+    is_fwd2bot = AutoConfig.from_pretrained(checkpoint).model_type == "fwd2bot"
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype).eval()
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    scenes = [scene(split, index, shapes_only=shapes_only) for index in range(pictures)]
+    images = [render(one) for one in tqdm(scenes, desc="draw", leave=False)]
+    asked = [(i, question) for i, one in enumerate(scenes) for question in ask(one, _rng("ask", one), questions)]
+    results: dict[str, Any] = {
+        "checkpoint": Path(checkpoint).name,
+        "split": split,
+        "pictures": pictures,
+        "questions": len(asked),
+        "retrieval_pictures": min(retrieval, pictures),
+        "dtype": str(dtype).removeprefix("torch."),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    if is_fwd2bot:
+        results["fingerprint"] = model.config.fingerprint
+
+    bare_processor = processor.backbone_processor if is_fwd2bot else processor
+    width = model.config.get_text_config().hidden_size
+    results["uncompressed"] = {
+        "answers": _answers(
+            asked,
+            bare_processor,
+            batch_size,
+            lambda chosen, prompts: _answer_uncompressed(model, bare_processor, [images[i] for i in chosen], prompts),
+        ),
+        "bytes_per_image": _image_tokens(bare_processor) * width * 2,
+    }
+    if not is_fwd2bot:
+        return results
+
+    inputs = (processor.process_images(images[part]).to(model.device) for part in _slices(pictures, batch_size))
+    summary = Fwd2BotSummary.cat([model.compress(**batch) for batch in tqdm(inputs, desc="compress", leave=False)])
+    searched = range(results["retrieval_pictures"])
+    captions = _captions([scenes[index] for index in searched])
+    tokens = _text_tokens(model, processor, captions, batch_size)
+    for k in model.config.summary_lengths if lengths is None else lengths:
+        short = summary.truncate(k)
+        results[f"k={k}"] = {
+            "answers": _answers(
+                asked,
+                bare_processor,
+                batch_size,
+                lambda chosen, prompts, short=short: _answer_from_summary(model, processor, short[chosen], prompts),
+            ),
+            "bytes_per_image": k * width * 2,
+            **_retrieval(model, summary[searched], captions, tokens, k),
+        }
+    return results
+
+
+def format_results(results: dict[str, Any]) -> str:
+    """The results as a plain table, percentages, a column per setting."""
+    settings = [name for name in results if name == "uncompressed" or name.startswith("k=")]
+    flat = {name: _flatten(results[name]) for name in settings}
+    rows = list(dict.fromkeys(row for values in flat.values() for row in values))
+    size = f"{results['pictures']} pictures, {results['questions']} questions"
+    lines = [f"{results['checkpoint']}: {size} ({results['split']})"]
+    lines.append(" " * 44 + "".join(f"{name:>14}" for name in settings))
+    for row in rows:
+        cells = []
+        for name in settings:
+            value = flat[name].get(row)
+            shown = "" if value is None else str(value) if isinstance(value, int) else f"{100 * value:.1f}"
+            cells.append(f"{shown:>14}")
+        lines.append(f"{row:<44}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _answers(asked: list, processor: Any, batch_size: int, generate: Callable) -> dict[str, float]:
+    """Exact match by kind. `generate(picture indices, prompts)` returns the new ids alone."""
+    prompts: dict[str, str] = {}
+    answers = []
+    for part in tqdm(list(_slices(len(asked), batch_size)), desc="answer", leave=False):
+        for _, question in asked[part]:
+            if question.text not in prompts:
+                content = [{"type": "image"}, {"type": "text", "text": question.text}]
+                prompts[question.text] = processor.apply_chat_template(
+                    [{"role": "user", "content": content}], add_generation_prompt=True
+                )
+        new_ids = generate(
+            [index for index, _ in asked[part]], [prompts[question.text] for _, question in asked[part]]
+        )
+        answers += [text.strip() for text in processor.tokenizer.batch_decode(new_ids, skip_special_tokens=True)]
+    return exact_match(answers, [question.answer for _, question in asked], [question.kind for _, question in asked])
+
+
+def _answer_uncompressed(model: Any, processor: Any, images: list, prompts: list[str]) -> torch.Tensor:
+    inputs = processor(
+        images=[[image] for image in images],
+        text=prompts,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+        add_special_tokens=False,
+    ).to(model.device)
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    generate = getattr(model, "generate_uncompressed", model.generate)
+    return generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
+
+
+def _answer_from_summary(model: Any, processor: Any, summary: Any, prompts: list[str]) -> torch.Tensor:
+    inputs = processor(text=prompts).to(model.device)
+    return model.generate_from_summary(summary, **inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
+
+
+def _captions(scenes: Sequence[Scene]) -> dict[str, Any]:
+    """The texts of the retrieval figures, drawn anew from each scene alone."""
+    short = [short_caption(one, _rng("short", one)) for one in scenes]
+    pairs: dict[str, list[tuple[int, str, str]]] = {sort: [] for sort in HARD_NEGATIVE_SORTS}
+    for index, one in enumerate(scenes):
+        for sort, (caption, negative) in hard_negatives(one, _rng("negative", one)).items():
+            pairs[sort].append((index, caption.text, negative))
+    return {
+        "full": [describe(one, _rng("full", one)) for one in scenes],
+        "short": [caption.text for caption in short],
+        "short_is_true": torch.from_numpy(truth_table(short, scenes)),  # (N, M)
+        "pairs": {sort: values for sort, values in pairs.items() if values},
+    }
+
+
+def _text_tokens(model: Any, processor: Any, captions: dict[str, Any], batch_size: int) -> dict[str, torch.Tensor]:
+    """Summary tokens `(M, k_max, d)` of every text that is needed, by its own words."""
+    texts = [*captions["full"], *captions["short"]]
+    texts += [text for values in captions["pairs"].values() for _, *both in values for text in both]
+    unique = sorted(set(texts), key=len)
+    tokens = torch.cat(
+        [
+            model.compress(**processor.process_texts(unique[part]).to(model.device)).tokens
+            for part in tqdm(list(_slices(len(unique), batch_size)), desc="texts", leave=False)
+        ]
+    )
+    return dict(zip(unique, tokens, strict=True))
+
+
+def _retrieval(model: Any, summary: Any, captions: dict[str, Any], tokens: dict[str, torch.Tensor], k: int) -> dict:
+    """Recall both ways with full and with short captions, and preference over each sort of hard negative."""
+
+    def embed(texts: Sequence[str]) -> torch.Tensor:
+        return model.embed(summary=torch.stack([tokens[text] for text in texts]), num_summary_tokens=k)
+
+    images = model.embed(summary=summary, num_summary_tokens=k)  # (N, e)
+    full, short = images @ embed(captions["full"]).T, images @ embed(captions["short"]).T  # (N, N)
+    own, true = torch.eye(len(images), dtype=torch.bool), captions["short_is_true"]
+    ks = [k for k in (1, 5, 10) if k <= len(images)]
+    sorts = {
+        sort: preference(
+            images[[index for index, _, _ in pairs]],
+            embed([caption for _, caption, _ in pairs]),
+            embed([negative for _, _, negative in pairs]),
+        )
+        for sort, pairs in captions["pairs"].items()
+    }
+    return {
+        "full_caption_to_image": recall_at_k(full.T.cpu(), own, ks),
+        "image_to_full_caption": recall_at_k(full.cpu(), own, ks),
+        "short_caption_to_image": recall_at_k(short.T.cpu(), true.T, ks),
+        "image_to_short_caption": recall_at_k(short.cpu(), true, ks),
+        "hard_negatives": {**sorts, "mean": sum(sorts.values()) / len(sorts)},
+    }
+
+
+def _image_tokens(processor: Any) -> int:
+    """Number of image tokens that the backbone reads for one picture."""
+    image_token = processor.image_token
+    inputs = processor(images=[Image.new("RGB", (96, 96))], text=[image_token], return_tensors="pt")
+    return int((inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(image_token)).sum())
+
+
+def _rng(purpose: str, one: Scene) -> random.Random:
+    return random.Random(f"evaluate/{purpose}/{one.split}/{one.index}")
+
+
+def _slices(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float | int]:
+    flat: dict[str, float | int] = {}
+    for name, value in values.items():
+        flat.update(_flatten(value, f"{prefix}{name} ") if isinstance(value, dict) else {prefix + name: value})
+    return flat
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m fwd2bot.training.evaluate", description=__doc__)
+    parser.add_argument("checkpoint", help="folder or Hub id of a Fwd2Bot, or of a plain image-text-to-text model")
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--questions", type=int, default=5, help="per picture")
+    parser.add_argument("--retrieval", type=int, default=1000, help="search among the first so many pictures")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", metavar="K", help="default: the checkpoint's summary_lengths"
+    )
+    parser.add_argument("--batch-size", type=int, default=250)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--shapes-only", action="store_true", help="scenes that need no emoji font")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures as JSON, too")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

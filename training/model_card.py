@@ -1,0 +1,148 @@
+"""The model card of an exported checkpoint, written from the figures of its evaluation."""
+
+from typing import Any
+
+_HEADER = """\
+---
+library_name: transformers
+license: apache-2.0
+pipeline_tag: image-text-to-text
+tags: [fwd2bot, token-compression, image-retrieval, visual-question-answering]
+---
+"""
+
+_TEXT = """\
+# fwd2bot-tiny
+
+A small vision-language model that compresses a picture of {image_tokens} image tokens into 1 to {k_max} summary
+tokens, and then finds the picture by a sentence and answers questions about it from those tokens alone. It is the
+embedded default of the [`fwd2bot`](https://pypi.org/project/fwd2bot/) package: small enough to try everything on a
+laptop in seconds.
+
+**It knows drawn scenes, not photographs.** It was trained from nothing on 96x96 pictures of one to six drawn things
+(68 kinds of emoji and 6 coloured shapes) on a plain field, and on simple English sentences about them. On a photo,
+a chart or a page it will be wrong, without a warning. For real pictures, wrap a real backbone with
+`Fwd2BotForConditionalGeneration.from_backbone`.
+
+## Use
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+path = "path/to/this/folder"
+model = AutoModel.from_pretrained(path, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+
+summary = model.compress(**processor.process_images(["scene.png"]), num_summary_tokens=8)  # (1, 8, {width})
+vectors = model.embed(summary=summary)                                                     # (1, {width}), unit norm
+prompt = processor.apply_chat_template(
+    [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": "How many things are there?"}}]}}],
+    add_generation_prompt=True,
+)
+ids = model.generate_from_summary(summary, **processor(text=prompt), max_new_tokens=12)
+print(processor.batch_decode(ids, skip_special_tokens=True))
+```
+
+## Figures
+
+{pictures:,} held-out scenes of the `{split}` split, {questions:,} questions, greedy decoding, an answer counts when it
+equals the one canonical answer to the letter. Made with
+
+```bash
+python -m fwd2bot.training.evaluate hub/fwd2bot-tiny --output evaluation.json
+```
+
+in {dtype}, torch {torch}, transformers {transformers}; the numbers behind the tables are in `evaluation.json`.
+
+### Questions, % right
+
+{answers}
+
+### Retrieval among {retrieval_pictures:,} pictures, and hard negatives, %
+
+A short caption may be true of several pictures; any that it is true of counts as a hit. Hard negatives: the share of
+pictures whose cosine to a true caption is larger than to a false one that differs in one detail (the sorts of
+SugarCrepe, arXiv 2306.14610). In training, up to two such false captions per picture, drawn from the same six sorts,
+were negatives of the contrastive loss. The false captions of the two "add" sorts are always longer than the true
+ones, so length alone tells them apart.
+
+{retrieval}
+
+### Bytes per image
+
+{sizes}
+
+Two bytes a number; for the uncompressed model the image tokens as they enter the language model.
+
+## Training
+
+Two recipes, from random weights, on scenes that the package draws itself:
+`python -m fwd2bot.training.train backbone.yaml`, then `fwd2bot.yaml`. The backbone is a standard
+`LlavaForConditionalGeneration` ({parameters:.1f} million parameters in all, the two LoRA adapters of rank {rank}
+included). It is frozen in the second stage; the adapters, the summary queries, the summary projector and the
+temperature learn with an autoregressive and a contrastive loss, at lengths drawn from {lengths}.
+The things are drawn with Noto Color Emoji (SIL Open Font License 1.1).
+
+## Limits
+
+- Drawn scenes only, English only, short answers only.
+- The fewer summary tokens, the more of a crowded picture is lost; see the tables by kind of question.
+- Embeddings compare at equal length k only.
+- Method: Fwd2Bot, arXiv 2503.21757. Mean pooling, the text side, elastic k and this training are this project's own.
+"""
+
+
+def model_card(results: dict[str, Any], model: Any) -> str:
+    """The card as Markdown, from the output of `fwd2bot.training.evaluate` and the model that it was of."""
+    settings = [name for name in results if name == "uncompressed" or name.startswith("k=")]
+    lengths = [name for name in settings if name != "uncompressed"]
+    full_answers = results["uncompressed"]["answers"]
+    kinds = [kind for kind in full_answers if kind != "all"]
+    answers = [[kind, *(_percent(results[name]["answers"][kind]) for name in settings)] for kind in kinds]
+    answers.append(["**all**", *(_percent(results[name]["answers"]["all"]) for name in settings)])
+    shares = [results[name]["answers"]["all"] / full_answers["all"] for name in settings]
+    answers.append(["share of uncompressed", *map(_percent, shares)])
+
+    rows = []
+    for group in (
+        "full_caption_to_image",
+        "image_to_full_caption",
+        "short_caption_to_image",
+        "image_to_short_caption",
+    ):
+        for measure in results[lengths[0]][group]:
+            rows.append(
+                [
+                    f"{group.replace('_', ' ')}, {measure}",
+                    *(_percent(results[name][group][measure]) for name in lengths),
+                ]
+            )
+    for sort in results[lengths[0]]["hard_negatives"]:
+        values = [_percent(results[name]["hard_negatives"][sort]) for name in lengths]
+        rows.append([f"hard negatives, {sort.replace('_', ' ')}", *values])
+
+    config = model.config
+    width = config.get_text_config().hidden_size
+    return _HEADER + _TEXT.format(
+        image_tokens=results["uncompressed"]["bytes_per_image"] // (2 * width),
+        k_max=config.num_summary_tokens,
+        width=width,
+        answers=_table(["kind", *settings], answers),
+        retrieval=_table(["", *lengths], rows),
+        sizes=_table(settings, [[f"{results[name]['bytes_per_image']:,}" for name in settings]]),
+        parameters=model.num_parameters() / 1e6,
+        rank=config.adapters["compress"]["r"],
+        lengths=", ".join(map(str, config.summary_lengths)),
+        torch=results["versions"]["torch"],
+        transformers=results["versions"]["transformers"],
+        **{key: results[key] for key in ("pictures", "questions", "split", "dtype", "retrieval_pictures")},
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,194 @@
+"""Recipes: a YAML file and `key=value` overrides, checked as a whole before anything runs."""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+KINDS = ("backbone", "fwd2bot")
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass
+class BackboneModel:
+    """Sizes of the small LLaVA."""
+
+    image_size: int = 96
+    patch_size: int = 12
+    vision_hidden_size: int = 128
+    vision_layers: int = 4
+    vision_heads: int = 4
+    vision_intermediate_size: int = 512
+    hidden_size: int = 192
+    layers: int = 6
+    heads: int = 6
+    intermediate_size: int = 512
+    vocab_size: int = 1024
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = True
+    attn_implementation: str = "sdpa"
+    init_from: str | None = None  # a folder whose weights to start from
+
+
+@dataclass
+class Fwd2BotModel:
+    """The backbone to wrap, and what is put around it."""
+
+    backbone: str = "runs/backbone/final"
+    lora_rank: int = 48
+    num_summary_tokens: int = 16
+    summary_lengths: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
+    config: dict[str, Any] = field(default_factory=dict)  # further fields of Fwd2BotConfig
+
+
+@dataclass
+class BackboneData:
+    """What a row of training holds: a picture, its description, and questions on it until the row is full."""
+
+    seed: int = 0
+    pictures: int = 50_000  # of the train split; the texts about one are new in every round
+    rounds: int = 16
+    row_length: int = 288
+    questions: dict[str, float] = field(default_factory=lambda: {"presence": 4.0, "size": 2.0})  # how many of each kind
+    descriptions: float = 1.0  # share of the rows that begin with a description
+    tokenizer_scenes: int = 4_000
+    shapes_only: bool = False  # plain shapes: no font is needed
+
+
+@dataclass
+class Fwd2BotData(BackboneData):
+    """The same rows, and texts for the contrastive side."""
+
+    full_share: float = 0.25  # share of the steps whose texts are full descriptions; the others have short captions
+    short_captions: int = 2  # per picture
+    hard_negatives: int = 2  # per picture, in steps with short captions
+
+
+@dataclass
+class OptimizerRecipe:
+    name: str = "muon"  # muon: Muon on the hidden matrices and AdamW on the rest; adamw: AdamW on all
+    learning_rate: float = 0.002
+    matrix_learning_rate: float = 0.002
+    weight_decay: float = 0.0
+    momentum: float = 0.95
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+
+
+@dataclass
+class Recipe:
+    """One training run."""
+
+    kind: str
+    model: BackboneModel | Fwd2BotModel
+    data: BackboneData | Fwd2BotData
+    optimizer: OptimizerRecipe
+    training: dict[str, Any]  # fields of transformers' TrainingArguments
+    resume: bool = True  # go on from the newest complete checkpoint of training.output_dir, if there is one
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key=value` overrides with dotted keys, such as `training.max_steps=100`.
+
+    Args:
+        path: a YAML file, or the name of a recipe of the package ("backbone.yaml").
+        overrides: values are YAML: `data.questions={presence: 4}`, `model.summary_lengths=[1,8]`.
+
+    Raises:
+        FileNotFoundError: there is no such recipe.
+        ValueError: a key is unknown (the message lists the allowed ones), a value has another type than its field, or an
+            override is not `key=value`.
+    """
+    values = _read(path)
+    for override in overrides:
+        _override(values, override)
+    kind = values.pop("kind", None)
+    if kind not in KINDS:
+        raise ValueError(f"{path}: kind is {kind!r}; choose one of {', '.join(KINDS)}")
+    parts = {
+        "model": BackboneModel if kind == "backbone" else Fwd2BotModel,
+        "data": BackboneData if kind == "backbone" else Fwd2BotData,
+        "optimizer": OptimizerRecipe,
+    }
+    resume = values.pop("resume", True)
+    if not isinstance(resume, bool):
+        raise ValueError(f"resume is {resume!r}; use true or false")
+    training = values.pop("training", None) or {}
+    _check_keys("training", training, _training_fields())
+    built = {name: _build(name, part, values.pop(name, None) or {}) for name, part in parts.items()}
+    _check_keys("the recipe", values, ["kind", "resume", "training", *parts])
+    return Recipe(kind=kind, training=training, resume=resume, **built)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    found = next((p for p in (Path(path), RECIPES / path) if p.is_file()), None)
+    if found is None:
+        shipped = ", ".join(sorted(p.name for p in RECIPES.glob("*.yaml")))
+        raise FileNotFoundError(f"there is no recipe {str(path)!r}; pass a YAML file or one of the package's: {shipped}")
+    values = yaml.load(found.read_text(encoding="utf-8"), Loader=_Loader)
+    if not isinstance(values, dict):
+        raise ValueError(f"{found} holds {type(values).__name__}; a recipe is a mapping of keys to values")
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"cannot read the override {override!r}; write key=value, such as training.max_steps=100")
+    *sections, name = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"the override {override!r} looks for keys inside {section!r}, which is a single value")
+    values[name] = yaml.load(value, Loader=_Loader)
+
+
+def _build(section: str, part: type, values: dict[str, Any]) -> Any:
+    _check_keys(section, values, [f.name for f in dataclasses.fields(part)])
+    hints = typing.get_type_hints(part)
+    return part(**{name: _checked(f"{section}.{name}", value, hints[name]) for name, value in values.items()})
+
+
+def _check_keys(section: str, values: Any, allowed: Sequence[str]) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{section} is {values!r}; give keys and values, from {', '.join(sorted(allowed))}")
+    unknown = sorted(set(values) - set(allowed))
+    if unknown:
+        raise ValueError(f"unknown key {', '.join(unknown)} in {section}; the allowed ones are {', '.join(sorted(allowed))}")
+
+
+def _checked(key: str, value: Any, hint: Any) -> Any:
+    """The value as its field's type: an int where a float is wanted becomes one, anything else must match."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = tuple(typing.get_origin(option) or option for option in options)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, bool) and bool not in kinds or not isinstance(value, kinds):
+        wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ValueError(f"{key} is {value!r}, of type {type(value).__name__}; it must be {wanted}")
+    return value
+
+
+def _training_fields() -> list[str]:
+    from transformers import TrainingArguments
+
+    return [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML follows YAML 1.1, which reads 1e-3 as a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"),
+    list("-+0123456789."),
+)

@@ -1,0 +1,126 @@
+"""`python -m fwd2bot.training.train RECIPE.yaml [key=value ...]`: train a backbone or a Fwd2Bot from a recipe."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoProcessor, LlavaForConditionalGeneration, TrainingArguments, set_seed
+from transformers.utils import logging
+
+from .backbone import build_backbone, build_processor
+from .collator import BackboneCollator, Fwd2BotCollator
+from .data import CaptionedRows, Packer, TrainingRows, draw_pictures
+from .recipe import Recipe, load_recipe
+from .scenes import corpus
+from .tokenizer import train_tokenizer
+from .trainer import BackboneTrainer, Fwd2BotTrainer, StageTrainer, newest_checkpoint
+
+logger = logging.get_logger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m fwd2bot.training.train", description=__doc__)
+    parser.add_argument("recipe", help="a YAML file, or a recipe of the package: backbone.yaml, fwd2bot.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.max_steps=100")
+    options = parser.parse_args(arguments)
+    logging.set_verbosity_info()
+    try:
+        recipe = load_recipe(options.recipe, options.overrides)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    folder = train(recipe)
+    print(f"saved {folder}")
+
+
+def train(recipe: Recipe) -> Path:
+    """Run a recipe to its end, from its newest complete checkpoint if `recipe.resume`.
+
+    Returns the folder of the trained model and its processor: `final` under `training.output_dir`.
+    """
+    trainer = build_trainer(recipe)
+    output_dir = Path(trainer.args.output_dir)
+    checkpoint = newest_checkpoint(output_dir) if recipe.resume else None
+    if checkpoint is not None:
+        logger.info(f"resuming from {checkpoint}")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    final = output_dir / "final"
+    if trainer.state.global_step >= trainer.state.max_steps:
+        trainer.model.save_pretrained(final)
+        trainer.processing_class.save_pretrained(final)
+    return final
+
+
+def build_trainer(recipe: Recipe) -> StageTrainer:
+    """Model, data, collator and trainer of a recipe, ready to run."""
+    args = training_arguments(recipe.training)
+    output_dir = Path(args.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
+    set_seed(args.seed)
+    build = _backbone_stage if recipe.kind == "backbone" else _fwd2bot_stage
+    return build(recipe, args)
+
+
+def training_arguments(values: dict[str, Any]) -> TrainingArguments:
+    """The Trainer's arguments; columns are never dropped, since our batches hold more than forward() names."""
+    return TrainingArguments(**{"remove_unused_columns": False, **values})
+
+
+def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
+    if recipe.model.init_from:
+        processor = AutoProcessor.from_pretrained(recipe.model.init_from)
+        model = LlavaForConditionalGeneration.from_pretrained(
+            recipe.model.init_from, dtype=torch.float32, attn_implementation=recipe.model.attn_implementation
+        )
+    else:
+        texts = corpus(recipe.data.tokenizer_scenes, shapes_only=recipe.data.shapes_only)
+        tokenizer = train_tokenizer(texts, recipe.model.vocab_size, recipe.model.max_position_embeddings)
+        processor = build_processor(recipe.model, tokenizer)
+        model = build_backbone(recipe.model, tokenizer)
+    packer = Packer(processor.tokenizer, model.config.image_seq_length)
+    rows = TrainingRows(recipe.data, _pictures(recipe, args), packer)
+    return BackboneTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        data_collator=BackboneCollator(processor, recipe.data.row_length),
+        processing_class=processor,
+        optimizer_recipe=recipe.optimizer,
+    )
+
+
+def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
+    from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
+
+    backbone_processor = AutoProcessor.from_pretrained(recipe.model.backbone)
+    processor = Fwd2BotProcessor(backbone_processor=backbone_processor)
+    model = Fwd2BotForConditionalGeneration.from_backbone(
+        recipe.model.backbone,
+        processor=backbone_processor,
+        lora_rank=recipe.model.lora_rank,
+        num_summary_tokens=recipe.model.num_summary_tokens,
+        summary_lengths=recipe.model.summary_lengths,
+        **recipe.model.config,
+    )
+    packer = Packer(processor.tokenizer, 1)
+    rows = CaptionedRows(recipe.data, _pictures(recipe, args), packer)
+    return Fwd2BotTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        data_collator=Fwd2BotCollator(processor, recipe.data, recipe.data.row_length),
+        processing_class=processor,
+        optimizer_recipe=recipe.optimizer,
+    )
+
+
+def _pictures(recipe: Recipe, args: TrainingArguments):
+    return draw_pictures(recipe.data, Path(args.output_dir) / "pictures")
+
+
+if __name__ == "__main__":
+    main()

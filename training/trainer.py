@@ -1,0 +1,151 @@
+"""The HF Trainer for both stages: strict checkpoints, our optimizer, packed rows, and the parts of the loss in the log."""
+
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from transformers import PreTrainedModel, Trainer
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from fwd2bot.packing_fwd2bot import packed_attention_mask
+
+from .optimizers import build_optimizer
+from .recipe import OptimizerRecipe
+
+STATE_FILES = (SAFE_WEIGHTS_NAME, "optimizer.pt", "scheduler.pt", "trainer_state.json")
+INCOMPLETE = "checkpoint-is-incomplete.txt"  # the Trainer's own name, for checkpoints begun on a signal
+
+
+class StageTrainer(Trainer):
+    """A Trainer whose checkpoints hold every tensor under the model's own names, and load only if every one arrives.
+
+    The Trainer's own way loses a LLaVA silently: `save_pretrained` writes legacy names and the resume is not strict.
+    """
+
+    def __init__(self, *args: Any, optimizer_recipe: OptimizerRecipe | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.optimizer_recipe = optimizer_recipe or OptimizerRecipe()
+        self._parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            recipe = self.optimizer_recipe
+            self.optimizer = build_optimizer(
+                model if model is not None else self.model,
+                recipe.name,
+                learning_rate=recipe.learning_rate,
+                matrix_learning_rate=recipe.matrix_learning_rate,
+                weight_decay=recipe.weight_decay,
+                momentum=recipe.momentum,
+                betas=tuple(recipe.betas),
+            )
+        return self.optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the parts of the loss since the last log, and the learning rate of each group."""
+        if "loss" in logs:
+            for name, values in self._parts.items():
+                logs[name] = round(torch.stack(values).float().mean().item(), 4)
+            self._parts.clear()
+            for group in self.optimizer.param_groups if self.optimizer is not None else []:
+                if "group" in group:
+                    logs[f"learning_rate_{group['group']}"] = group["lr"]
+        super().log(logs, start_time)
+
+    def record(self, name: str, value: torch.Tensor | float) -> None:
+        """Remember a figure for the next log, which shows its mean."""
+        self._parts[name].append(torch.as_tensor(value, dtype=torch.float32).detach())
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model.config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+        safetensors.torch.save_model(model, str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        torch.save(self.args, folder / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        load_strictly(model if model is not None else self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        load_strictly(self.model, Path(self.state.best_model_checkpoint))
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / INCOMPLETE).write_text("being written, or cut off while it was\n", encoding="utf-8")
+        super()._save_checkpoint(model, trial)
+        (folder / INCOMPLETE).unlink(missing_ok=True)
+
+
+class BackboneTrainer(StageTrainer):
+    """Trains a LLaVA on packed rows: its 4D mask and positions are made here, on the model's device."""
+
+    def compute_loss(
+        self, model: PreTrainedModel, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        inputs = dict(inputs)
+        visible, position_ids = packed_attention_mask(inputs.pop("segment_ids"), inputs["attention_mask"])
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+        # additive, since not every attention implementation takes a bool mask
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        inputs["attention_mask"] = mask.masked_fill_(~visible, torch.finfo(dtype).min)
+        inputs["position_ids"] = position_ids
+        return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+
+
+class Fwd2BotTrainer(StageTrainer):
+    """Trains a Fwd2Bot: both losses, the temperature and the length k go to the log."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:  # from_pretrained undoes what a constructor froze, so it is done here
+            self.model.mark_trainable()
+        return super().create_optimizer(model)
+
+    def compute_loss(
+        self, model: PreTrainedModel, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        outputs = model(**inputs)
+        self.record("autoregressive_loss", outputs.autoregressive_loss)
+        if outputs.contrastive_loss is not None:
+            full = (inputs["text_image"] >= 0).all()
+            self.record("contrastive_loss_full" if full else "contrastive_loss_short", outputs.contrastive_loss)
+        self.record("temperature", torch.exp(-self.model.logit_scale.detach()))
+        self.record("num_summary_tokens", float(outputs.summary.shape[1]))
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+def load_strictly(model: torch.nn.Module, folder: Path) -> None:
+    """Load a checkpoint's weights into a model; tied tensors count once.
+
+    Raises:
+        RuntimeError: a tensor of the model is missing from the file, or one of the file is unknown to the model.
+    """
+    model = getattr(model, "_orig_mod", model)  # a compiled model wraps the one that was saved
+    safetensors.torch.load_model(model, str(folder / SAFE_WEIGHTS_NAME), strict=True)
+
+
+def newest_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None; incomplete ones are removed."""
+    found = []
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        step = folder.name.removeprefix("checkpoint-")
+        if not step.isdigit():
+            continue
+        rng_state = any(folder.glob("rng_state*.pth"))
+        if rng_state and all((folder / name).is_file() for name in STATE_FILES) and not (folder / INCOMPLETE).exists():
+            found.append((int(step), folder))
+        else:
+            shutil.rmtree(folder)
+    return max(found)[1] if found else None
