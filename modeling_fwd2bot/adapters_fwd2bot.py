@@ -16,7 +16,6 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 _running = threading.local()
@@ -38,19 +37,23 @@ def current_stage() -> str | None:
     return getattr(_running, "stage", None)
 
 
-def checkpoint_stage(function: Callable, *args: Any, **kwargs: Any) -> Any:
-    """`torch.utils.checkpoint.checkpoint` whose recomputation runs under the stage of its forward.
+def checkpoint_stage(checkpoint: Callable) -> Callable:
+    """`checkpoint`, a function like `torch.utils.checkpoint.checkpoint`, with recomputation under the forward's stage.
 
-    The stage is set inside the checkpointed function because the backward pass may run in another thread (CUDA), where
-    the thread's own stage is unset. Non-reentrant: the inputs of the first layers need no gradient.
+    The stage is set inside the checkpointed function because the backward pass runs outside of `run_stage`, and on
+    CUDA in another thread.
     """
-    stage = current_stage()
 
-    def run(*inputs: Any) -> Any:
-        with run_stage(stage):
-            return function(*inputs)
+    def run_checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
+        stage = current_stage()
 
-    return checkpoint(run, *args, **{**kwargs, "use_reentrant": False})
+        def run(*inputs: Any) -> Any:
+            with run_stage(stage):
+                return function(*inputs)
+
+        return checkpoint(run, *args, **kwargs)
+
+    return run_checkpoint
 
 
 def linear_layer_names(module: nn.Module) -> list[str]:

@@ -58,12 +58,17 @@ class CheckpointMixin:
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         check_loading_info(info, pretrained_model_name_or_path)
         model.mark_trainable()
+        model._fingerprinted = _versions(model)
         return (model, info) if return_info else model
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `torch.nn.Module.load_state_dict`."""
-        self.config.fingerprint = None
-        return super().load_state_dict(*args, **kwargs)
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the trained weights: that of the loaded checkpoint, in whatever dtype, until a weight is changed."""
+        versions = _versions(self)
+        if self.config.fingerprint is None or getattr(self, "_fingerprinted", None) != versions:
+            self.config.fingerprint = weights_fingerprint(self.trained_parameters())
+            self._fingerprinted = versions
+        return self.config.fingerprint
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
@@ -81,8 +86,7 @@ class CheckpointMixin:
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"{save_directory} is a file. Give a folder to save the model in.")
         find_code(self.config)  # an error comes before anything is written
-        if self.config.fingerprint is None:
-            self.config.fingerprint = weights_fingerprint(self.trained_parameters())
+        self.config.fingerprint = self.fingerprint
         set_auto_map(self.config)
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
@@ -158,6 +162,11 @@ def check_loading_info(info: Mapping[str, Any], path: str | os.PathLike) -> None
             f"The weights in {path} do not fit their config: {listed}. The folder is damaged or was put together from "
             "several models; save or download it anew."
         )
+
+
+def _versions(model: Any) -> list[int]:
+    """How often each trained weight has been written to, as autograd counts it."""
+    return [0 if value.is_inference() else value._version for value in model.trained_parameters().values()]
 
 
 def weights_fingerprint(parameters: Mapping[str, torch.Tensor]) -> str:

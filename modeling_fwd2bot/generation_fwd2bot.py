@@ -1,5 +1,6 @@
 """What a Fwd2Bot is used for: compress images, embed, and answer from summaries. Checks come before any compute."""
 
+import os
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ class SummaryGenerationMixin(GenerationMixin):
         k = check_num_summary_tokens(num_summary_tokens, self.config)
         inputs = self._check_compress_inputs(inputs)
         tokens = self._compress_pass(k, **inputs)
-        return Fwd2BotSummary(tokens, metadata=self._metadata(tokens.dtype))
+        prompt = self.config.text_prompt if _are_texts(inputs) else self.config.image_prompt
+        return Fwd2BotSummary(tokens, metadata=self._metadata(tokens.dtype, prompt))
 
     @torch.no_grad()
     def embed(
@@ -76,7 +78,8 @@ class SummaryGenerationMixin(GenerationMixin):
         Args:
             summary: a [`Fwd2BotSummary`] or a `(S, k, d)` tensor, one summary per placeholder, row by row.
             input_ids, attention_mask: `(N, L)` from `processor(text=prompts)`.
-            kwargs: any argument of `generate()`.
+            kwargs: any argument of `generate()` but `assistant_model` and `prompt_lookup_num_tokens`, which read the
+                prompt as words.
 
         Returns:
             What `generate()` returns; the sequences are the given `input_ids` and the new ids, `(N, L + new)`.
@@ -85,20 +88,32 @@ class SummaryGenerationMixin(GenerationMixin):
             ValueError: when placeholders and summaries differ in number, or a summary came from another model.
         """
         self._require_stage("generate")
-        _check_ids(input_ids)
-        summary = self._check_summary(summary)
+        self._check_ids(input_ids, attention_mask)
+        return self._generate(self._check_summary(summary), input_ids, attention_mask, kwargs)
+
+    def _generate(
+        self,
+        summary: Fwd2BotSummary | None,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> torch.LongTensor | ModelOutput:
+        """The one way to generated ids, with or without summaries: left-padded, summaries in place."""
+        refused = sorted(name for name in ("assistant_model", "prompt_lookup_num_tokens") if kwargs.get(name))
+        if refused:
+            raise ValueError(f"{refused[0]} reads the prompt as words, which a summary has none of. Leave it out.")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        expanded = expand_placeholders(
-            input_ids, attention_mask, summary.lengths, self.image_token_id, self._pad_token_id
-        )
-        output = super().generate(
-            expanded["input_ids"],
-            attention_mask=expanded["attention_mask"],
-            inputs_embeds=self._insert(summary, expanded),
-            **kwargs,
-        )
-        return _restore_prompt(output, input_ids, expanded["input_ids"].shape[1])
+        lengths = torch.zeros(0, dtype=torch.long) if summary is None else summary.lengths
+        expanded = expand_placeholders(input_ids, attention_mask, lengths, self.image_token_id, self._pad_token_id)
+        width = expanded["input_ids"].shape[1]
+        for name in ("max_length", "min_length"):  # the caller counts one placeholder per picture
+            if kwargs.get(name) is not None:
+                kwargs[name] += width - input_ids.shape[1]
+        if summary is not None:
+            kwargs["inputs_embeds"] = self._insert(summary, expanded)
+        output = super().generate(expanded["input_ids"], attention_mask=expanded["attention_mask"], **kwargs)
+        return _restore_prompt(output, input_ids, width)
 
     @torch.no_grad()
     def generate(
@@ -115,7 +130,7 @@ class SummaryGenerationMixin(GenerationMixin):
             )
         compress_inputs = take_prefixed(kwargs, "compress_")
         self._require_stage("generate")
-        _check_ids(input_ids)
+        self._check_ids(input_ids, attention_mask)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         placeholders = count_placeholders(input_ids, mask, self.image_token_id)
         if compress_inputs:
@@ -127,7 +142,7 @@ class SummaryGenerationMixin(GenerationMixin):
                 f"The prompts hold {int(placeholders.sum())} image placeholder(s), but no image was given. Pass the "
                 "`compress_` tensors of processor(images=..., text=...), or use generate_from_summary."
             )
-        return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
+        return self._generate(None, input_ids, attention_mask, kwargs)
 
     @torch.no_grad()
     def generate_uncompressed(self, **inputs: Any) -> torch.LongTensor | ModelOutput:
@@ -144,6 +159,14 @@ class SummaryGenerationMixin(GenerationMixin):
         with run_stage(None):
             return self.backbone.generate(**inputs)
 
+    def load_summary(self, path: str | os.PathLike) -> Fwd2BotSummary:
+        """Read a file that `summary.save_file` wrote, and check that this model made it.
+
+        Raises:
+            ValueError: when the file is damaged, or its summaries are another model's or hold NaN.
+        """
+        return self._check_summary(Fwd2BotSummary.load_file(path))
+
     # Checks
 
     def _require_stage(self, name: str) -> None:
@@ -152,20 +175,41 @@ class SummaryGenerationMixin(GenerationMixin):
                 f"This model was loaded with stage={self.stage!r} and cannot {name}. Load it without `stage`."
             )
 
-    def _metadata(self, dtype: torch.dtype) -> dict[str, str | None]:
+    def _metadata(self, dtype: torch.dtype, prompt: str) -> dict[str, str | None]:
         return {
-            "model": self.config.name_or_path or None,
+            "model": _public_name(self.config.name_or_path),
             "revision": getattr(self.config, "_commit_hash", None),
-            "fingerprint": self.config.fingerprint,
-            "prompt": self.config.image_prompt,
+            "fingerprint": self.fingerprint,
+            "prompt": prompt,
             "dtype": str(dtype).removeprefix("torch."),
         }
+
+    def _check_ids(self, input_ids: Any, attention_mask: Any = None) -> None:
+        remedy = "Pass everything that the processor returned."
+        if not isinstance(input_ids, torch.Tensor) or input_ids.is_floating_point():
+            found = f"a {input_ids.dtype} tensor" if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
+            raise TypeError(f"input_ids must be an integer tensor of shape (N, L), got {found}. {remedy}")
+        if input_ids.ndim != 2 or 0 in input_ids.shape:
+            found = tuple(input_ids.shape)
+            raise ValueError(f"input_ids must have shape (N, L) with N and L of at least 1, got {found}. {remedy}")
+        words = self.get_input_embeddings().num_embeddings
+        low, high = input_ids.aminmax()
+        if low < 0 or high >= words:
+            raise ValueError(f"input_ids hold {int(low)} to {int(high)}; the vocabulary is 0 to {words - 1}. {remedy}")
+        if attention_mask is None:
+            return
+        if attention_mask.shape != input_ids.shape:
+            found = f"{tuple(attention_mask.shape)} for input_ids of shape {tuple(input_ids.shape)}"
+            raise ValueError(f"attention_mask must have the shape of input_ids, got {found}. {remedy}")
+        empty = (attention_mask.sum(1) == 0).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"attention_mask leaves no token in row(s) {empty}. {remedy}")
 
     def _check_compress_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         self._require_stage("compress")
         input_ids = inputs.get("input_ids")
-        _check_ids(input_ids)
-        if set(inputs) <= {"input_ids", "attention_mask"} and (input_ids == self.image_token_id).any():
+        self._check_ids(input_ids, inputs.get("attention_mask"))
+        if _are_texts(inputs) and (input_ids == self.image_token_id).any():
             raise ValueError(
                 "input_ids hold image tokens, but no pixels came with them. Pass everything that "
                 "processor.process_images(images) returned."
@@ -190,26 +234,31 @@ class SummaryGenerationMixin(GenerationMixin):
                 f"The summary is {summary.tokens.shape[-1]} wide, but this model's summaries are {width} wide. "
                 "Compress the images anew with this model."
             )
-        theirs, ours = summary.metadata, self._metadata(summary.tokens.dtype)
-        for key in ("fingerprint", "prompt"):
-            if None not in (theirs[key], ours[key]) and theirs[key] != ours[key]:
+        made_by, name = summary.metadata, _public_name(self.config.name_or_path)
+        for key, allowed in (
+            ("fingerprint", [self.fingerprint]),
+            ("prompt", [self.config.image_prompt, self.config.text_prompt]),
+        ):
+            if made_by[key] is not None and made_by[key] not in allowed:
                 raise ValueError(
-                    f"The summary was made by another model: {key} {theirs[key]!r} of {theirs['model']!r}, but this "
-                    f"one is {ours['model']!r} with {ours[key]!r}. Compress the images anew with this model."
+                    f"The summary was made by another model: its {key} is {made_by[key]!r}, of model "
+                    f"{made_by['model']!r}; this is {name!r} with {allowed[0]!r}. Compress the images anew with it."
                 )
         if not torch.isfinite(summary.tokens).all():
             raise ValueError("The summary holds NaN or infinity. Compress the images anew.")
         return summary.to(device=self.device, dtype=self.dtype)
 
 
-def _check_ids(input_ids: Any) -> None:
-    remedy = "Pass everything that the processor returned."
-    if not isinstance(input_ids, torch.Tensor) or input_ids.is_floating_point():
-        found = f"a {input_ids.dtype} tensor" if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
-        raise TypeError(f"input_ids must be an integer tensor of shape (N, L), got {found}. {remedy}")
-    if input_ids.ndim != 2 or 0 in input_ids.shape:
-        found = tuple(input_ids.shape)
-        raise ValueError(f"input_ids must have shape (N, L) with N and L of at least 1, got {found}. {remedy}")
+def _public_name(name_or_path: str | None) -> str | None:
+    """A Hub id as it is; of a folder its name alone, since where it lies is this machine's business."""
+    if name_or_path and os.path.isdir(name_or_path):
+        return os.path.basename(os.path.abspath(name_or_path))
+    return name_or_path or None
+
+
+def _are_texts(inputs: dict[str, Any]) -> bool:
+    """Whether compress inputs are those of `process_texts`: no tensor of pixels among them."""
+    return set(inputs) <= {"input_ids", "attention_mask"}
 
 
 def take_prefixed(kwargs: dict[str, Any], prefix: str) -> dict[str, Any]:

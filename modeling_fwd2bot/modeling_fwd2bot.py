@@ -7,11 +7,13 @@ place of the image, and answers. Source: Fwd2Bot (arXiv 2503.21757) and its Neur
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -33,7 +35,6 @@ from .placeholders_fwd2bot import (
     check_placeholders,
     count_placeholders,
     expand_placeholders,
-    left_pad,
     position_ids_from_mask,
 )
 from .summary_fwd2bot import Fwd2BotSummary, pool_summary
@@ -82,9 +83,7 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
 
     def __init__(self, config: Fwd2BotConfig, backbone: PreTrainedModel | None = None, stage: str | None = None):
         if stage not in (None, *STAGES, "text"):
-            raise ValueError(
-                f"stage={stage!r} is unknown; choose None (everything), 'compress', 'generate' or 'text'."
-            )
+            raise ValueError(f"stage={stage!r} is unknown; choose None (all), 'compress', 'generate' or 'text'.")
         missing = [name for name in ("backbone_config", "adapters") if getattr(config, name) is None]
         if missing:
             raise ValueError(
@@ -122,8 +121,7 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
             self.generation_config = backbone.generation_config
 
     def init_weights(self) -> None:
-        # Every part initialises itself when it is made. A second pass from here would undo LoRA's zero B and a trained
-        # backbone's weights.
+        # Every part initialises itself; a second pass would undo LoRA's zero B and a trained backbone's weights.
         self.tie_weights(recompute_mapping=False)
 
     @classmethod
@@ -180,8 +178,9 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
             **kwargs,
         )
         config._attn_implementation = backbone.config._attn_implementation
-        model = cls(config, backbone=backbone).to(dtype=backbone.dtype, device=backbone.device)
-        model.mark_trainable()
+        model = cls(config, backbone=backbone)
+        for parameter in model.mark_trainable().values():  # alone: a cast of all would round the rotary frequencies
+            parameter.data = parameter.data.to(dtype=backbone.dtype, device=backbone.device)
         return model.train(backbone.training)
 
     # What trains
@@ -204,9 +203,10 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
             parameter.requires_grad_(name in trained)
         return trained
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func: Any = None) -> None:
-        # The recomputation must run under the stage of its own forward, so the function is ours whatever was asked.
-        super()._set_gradient_checkpointing(enable=enable, gradient_checkpointing_func=checkpoint_stage)
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs: Any
+    ) -> None:
+        super()._set_gradient_checkpointing(enable, checkpoint_stage(gradient_checkpointing_func), **kwargs)
 
     # Shortcuts into the backbone
 
@@ -218,6 +218,12 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
 
     def get_decoder(self) -> nn.Module:
         return self.backbone.get_decoder()
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        raise NotImplementedError(
+            "The ids after the vocabulary are the summary queries, so it cannot grow once they are in place. Resize "
+            "the backbone first, then wrap it with from_backbone."
+        )
 
     @property
     def image_token_id(self) -> int:
@@ -242,7 +248,6 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
         """`[image or text][prompt]` rows `(N, L)` -> summary tokens `(N, k, d)`, with gradients."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        input_ids, attention_mask = left_pad(input_ids, attention_mask)
         num_rows = len(input_ids)
         first_query = self.get_input_embeddings().num_embeddings
         query_ids = torch.arange(first_query, first_query + num_summary_tokens, device=input_ids.device)
@@ -264,12 +269,16 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
         tokens = summary.tokens[summary.mask].to(embeds.dtype)  # (T, d), T = sum of lengths
         return embeds.masked_scatter(expanded["slots"].unsqueeze(-1), tokens)
 
-    def _draw_lengths(self, num_images: int, num_summary_tokens: int | None) -> torch.Tensor:
-        """`(N,)` length per image: the given one, in training otherwise drawn from `config.summary_lengths`."""
+    def _draw_lengths(self, num_images: int, num_summary_tokens: int | None) -> tuple[torch.Tensor, list[int]]:
+        """`(N,)` length per image for the generate pass, and the lengths at which the contrastive loss is taken.
+
+        Both are the given length; in training, without one, draws from `config.summary_lengths`, and all of it.
+        """
         if num_summary_tokens is not None or not self.training:
-            return torch.full((num_images,), check_num_summary_tokens(num_summary_tokens, self.config))
+            k = check_num_summary_tokens(num_summary_tokens, self.config)
+            return torch.full((num_images,), k), [k]
         choices = torch.tensor(self.config.summary_lengths)
-        return choices[torch.randint(len(choices), (num_images,))]
+        return choices[torch.randint(len(choices), (num_images,))], choices.tolist()
 
     def forward(
         self,
@@ -282,7 +291,9 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
         text_attention_mask: torch.Tensor | None = None,
         text_image: torch.LongTensor | None = None,
         text_image_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> Fwd2BotOutput:
@@ -300,6 +311,7 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
             text_input_ids, text_attention_mask: `(M, T)` `process_texts` of captions, for the contrastive loss, which
                 is averaged over `config.summary_lengths` when the length is drawn.
             text_image, text_image_mask: see `losses_fwd2bot.contrastive_loss`. Default: text i describes image i.
+            position_ids, inputs_embeds, logits_to_keep, ...: of one step of generation; not together with images.
             num_items_in_batch: labels in all batches of one optimiser step, as `Trainer` counts them.
 
         Returns:
@@ -315,7 +327,12 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
             self._require_stage("generate")
             with run_stage("generate"):
                 output = self.backbone(
-                    input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    position_ids=position_ids,
+                    inputs_embeds=inputs_embeds,
+                    logits_to_keep=logits_to_keep,
+                    **kwargs,
                 )
             loss = None if labels is None else autoregressive_loss(output.logits, labels, num_items_in_batch)
             return Fwd2BotOutput(
@@ -326,21 +343,19 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
                 hidden_states=output.hidden_states,
                 attentions=output.attentions,
             )
-        if kwargs or inputs_embeds is not None:
-            raise TypeError(f"forward() on images takes no {sorted(kwargs) or 'inputs_embeds'}; see its signature.")
-        self._require_stage("compress")
+        if kwargs or inputs_embeds is not None or position_ids is not None:
+            raise TypeError(f"forward() on images takes no {sorted(kwargs) or 'inputs_embeds or position_ids'}.")
+        compress_inputs = self._check_compress_inputs(compress_inputs)
         num_images = len(compress_inputs["input_ids"])
-        lengths = self._draw_lengths(num_images, num_summary_tokens)
+        lengths, pooled = self._draw_lengths(num_images, num_summary_tokens)
         if input_ids is not None:
             self._require_stage("generate")
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             check_placeholders(count_placeholders(input_ids, mask, self.image_token_id), num_images)
-        if self.training and torch.is_grad_enabled():
-            self.config.fingerprint = None
 
-        k_max = int(lengths.max())
+        k_max = max(pooled)
         tokens = self._compress_pass(k_max, **compress_inputs)  # (N, k_max, d)
-        output = Fwd2BotOutput(summary=Fwd2BotSummary(tokens, lengths, self._metadata(tokens.dtype)))
+        output = Fwd2BotOutput(summary=Fwd2BotSummary(tokens, lengths))
         output.image_embeds = pool_summary(tokens, k_max)
         losses = []
         share = 1.0  # of this batch in its optimiser step, over which the contrastive loss is averaged
@@ -356,9 +371,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
             output.text_embeds = pool_summary(text_tokens, k_max)
             if text_image is None:
                 text_image = torch.arange(len(text_tokens), device=text_tokens.device)
-            pooled = [k_max] if num_summary_tokens or not self.training else self.config.summary_lengths
             scale = self._logit_scale()
-            pairs = [(pool_summary(tokens, k), pool_summary(text_tokens, k)) for k in pooled if k <= k_max]
+            pairs = [(pool_summary(tokens, k), pool_summary(text_tokens, k)) for k in pooled]
             output.contrastive_loss = torch.stack(
                 [contrastive_loss(images, texts, scale, text_image, text_image_mask) for images, texts in pairs]
             ).mean()

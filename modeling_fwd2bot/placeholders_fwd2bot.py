@@ -3,18 +3,6 @@
 import torch
 
 
-def left_pad(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move the padding of every row to its left; the order of the tokens stays.
-
-    Args:
-        input_ids, attention_mask: `(N, L)`, padded on either side (mask 1 = token, 0 = padding).
-
-    Example, mask `[[1, 1, 0], [1, 1, 1]]` becomes `[[0, 1, 1], [1, 1, 1]]`.
-    """
-    order = torch.sort(attention_mask.long(), dim=1, stable=True).indices  # (N, L), padding first
-    return input_ids.gather(1, order), attention_mask.gather(1, order)
-
-
 def position_ids_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
     """`(N, L)` positions that count tokens, not padding: `[[0, 1, 1]]` -> `[[0, 0, 1]]`."""
     return (attention_mask.long().cumsum(1) - 1).clamp(min=0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
 from http.client import HTTPException
@@ -22,8 +23,12 @@ from .checkpoint_fwd2bot import AUTO_MAP
 IMAGE_PROMPT = "Summarize the image in a few words."
 TEXT_PROMPT = "Summarize the sentence in a few words."
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own limit, where it begins to warn of decompression bombs
+MAX_DOWNLOAD = 100_000_000  # bytes of a picture behind a URL
 CONFIG_NAME = "processor_config.json"
 URL_TIMEOUT = 30  # seconds
+
+# A fast tokenizer keeps its padding as a state, so calls from several threads must not overlap.
+_tokenizing = threading.Lock()
 
 
 def load_image(image: Any) -> Image.Image:
@@ -38,7 +43,11 @@ def load_image(image: Any) -> Image.Image:
         TypeError: for another type. ValueError: for a picture that cannot be read to its end, or one of more than
             `MAX_IMAGE_PIXELS` pixels. FileNotFoundError: for a path that is not there.
     """
-    name = f"Image {str(image)[:200]!r}" if isinstance(image, (str, os.PathLike)) else f"An image ({type(image).__name__})"
+    name = (
+        f"Image {str(image)[:200]!r}"
+        if isinstance(image, (str, os.PathLike))
+        else f"An image ({type(image).__name__})"
+    )
     source = _picture_source(image, name)
     limits = f"allowed are 1 to {MAX_IMAGE_PIXELS:,} in all. Resize it first."
     try:
@@ -141,15 +150,8 @@ class Fwd2BotProcessor(ProcessorMixin):
         data: dict[str, Any] = {}
         if text is not None:
             texts = _check_texts(text)
-            data.update(
-                self.tokenizer(
-                    texts,
-                    padding=padding,
-                    padding_side=padding_side,
-                    return_tensors="pt",
-                    **{"add_special_tokens": self._add_special(texts), **options},
-                )
-            )
+            options = {"padding": padding, "padding_side": padding_side, **options}
+            data.update(self._tokenize(texts, **options))
             if images is not None:
                 found = [one.count(self.image_token) for one in texts]
                 if sum(found) != len(images):
@@ -175,14 +177,15 @@ class Fwd2BotProcessor(ProcessorMixin):
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.image_prompt}]}],
             add_generation_prompt=True,
         )
-        return self.backbone_processor(
-            images=[[picture] for picture in pictures],
-            text=[prompt] * len(pictures),
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-            add_special_tokens=self._add_special([prompt]),
-        )
+        with _tokenizing:
+            return self.backbone_processor(
+                images=[[picture] for picture in pictures],
+                text=[prompt] * len(pictures),
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
+                add_special_tokens=self._add_special([prompt]),
+            )
 
     def process_texts(self, texts: str | Sequence[str]) -> BatchFeature:
         """`[text][its prompt]`, a row per text, left-padded: what `embed` takes.
@@ -201,13 +204,7 @@ class Fwd2BotProcessor(ProcessorMixin):
             )
             for text in (text.replace(self.image_token, " ") for text in texts)
         ]
-        batch = self.tokenizer(
-            prompts,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-            add_special_tokens=self._add_special(prompts),
-        )
+        batch = self._tokenize(prompts, padding=True, padding_side="left")
         length, limit = batch["input_ids"].shape[1], self.tokenizer.model_max_length
         if length > limit:
             longest = int(batch["attention_mask"].sum(1).argmax())
@@ -267,8 +264,17 @@ class Fwd2BotProcessor(ProcessorMixin):
                 f"{path}/{CONFIG_NAME} names no backbone_processor_class: it is not a Fwd2Bot processor. Wrap another "
                 "one with Fwd2BotProcessor(backbone_processor)."
             )
-        backbone_processor = getattr(transformers, backbone_class).from_pretrained(path, **kwargs)
+        processor_class = getattr(transformers, backbone_class, None)
+        if not (isinstance(processor_class, type) and issubclass(processor_class, ProcessorMixin)):
+            raise ValueError(f"{path}/{CONFIG_NAME} names {backbone_class!r}, which is no processor of transformers.")
+        backbone_processor = processor_class.from_pretrained(path, **kwargs)
         return cls(backbone_processor, image_prompt=settings["image_prompt"], text_prompt=settings["text_prompt"])
+
+    def _tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
+        with _tokenizing:
+            return self.tokenizer(
+                prompts, **{"return_tensors": "pt", "add_special_tokens": self._add_special(prompts), **options}
+            )
 
     def _add_special(self, prompts: Sequence[str]) -> bool:
         """Whether the tokenizer shall add its start token: not where the chat template has written it already."""
@@ -277,7 +283,10 @@ class Fwd2BotProcessor(ProcessorMixin):
 
 
 def _check_texts(texts: str | Sequence[str]) -> list[str]:
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, Sequence):
+        raise TypeError(f"Text must be a str or a list of them, got {type(texts).__name__}.")
+    texts = list(texts)
     if not texts:
         raise ValueError("No text was given: the list is empty.")
     for index, text in enumerate(texts):
@@ -313,7 +322,10 @@ def _picture_source(image: Any, name: str) -> Any:
         try:
             request = Request(image, headers={"User-Agent": "fwd2bot"})
             with urlopen(request, timeout=URL_TIMEOUT) as response:
-                return BytesIO(response.read())
+                content = response.read(MAX_DOWNLOAD + 1)
+            if len(content) > MAX_DOWNLOAD:
+                raise ValueError(f"{name} has more than {MAX_DOWNLOAD:,} bytes. Download it and make it smaller.")
+            return BytesIO(content)
         except (OSError, HTTPException) as error:
             raise ValueError(f"{name} could not be fetched: {error}. Check the address and the network.") from error
     if not isinstance(image, (str, os.PathLike)):

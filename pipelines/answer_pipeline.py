@@ -208,6 +208,9 @@ class AnswerPipeline(BatchedPipeline):
         }
         return {}, *({name: value for name, value in part.items() if value is not None} for part in (forward, after))
 
+    def input_name(self, index: int, value: Any) -> str:
+        return f"Question {index}"
+
     def preprocess(self, item: dict[str, Any]) -> dict[str, Any]:
         if "pictures" not in item:
             return item

@@ -44,6 +44,9 @@ class CompressPipeline(BatchedPipeline):
         refuse_unknown(unknown, self, ("num_summary_tokens", "batch_size", "num_workers", "progress"))
         return {}, {} if num_summary_tokens is None else {"num_summary_tokens": num_summary_tokens}, {}
 
+    def input_name(self, index: int, value: Any) -> str:
+        return f"Picture {index}"
+
     def preprocess(self, image: Any) -> Any:
         return self.processor.load_image(image)
 

@@ -114,7 +114,7 @@ class BatchedPipeline(Pipeline):
         return _named(self.input_name(index, value), lambda value: self.preprocess(value, **parameters), value)
 
     def input_name(self, index: int, value: Any) -> str:
-        """How an error calls an input that cannot be read."""
+        """What an error calls an input that cannot be read."""
         return f"Input {index}"
 
     def compress_pictures(self, pictures: list[Image.Image], num_summary_tokens: int | None) -> Any:

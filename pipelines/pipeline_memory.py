@@ -69,7 +69,7 @@ class CandidateMemory:
             self._embeddings.pop(key, None)
         self._embeddings.update(known)
         for key in list(self._embeddings)[: max(0, len(self._embeddings) - max(self.size, len(known)))]:
-            del self._embeddings[key]
+            self._embeddings.pop(key, None)  # another thread may have been here
         matrix = torch.stack([known[key] for key in keys])
         self._matrix = (keys, matrix)
         return matrix

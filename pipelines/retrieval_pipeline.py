@@ -151,7 +151,7 @@ class RetrievalPipeline(BatchedPipeline):
         return {}, forward, ranking
 
     def input_name(self, index: int, value: Any) -> str:
-        return value.get("name") or super().input_name(index, value)
+        return value.get("name", f"Query {index}")
 
     def preprocess(self, item: dict) -> dict:
         return {"image": self.processor.load_image(item["image"])} if "image" in item else item

@@ -88,6 +88,7 @@ def tiny_backbone(seed: int = 0, **overrides: Any) -> LlavaForConditionalGenerat
         image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
+        tie_word_embeddings=overrides.get("tie_word_embeddings", False),
     )
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -147,3 +148,19 @@ def prompts(processor: Fwd2BotProcessor, questions: list[str], num_images: int =
         processor.apply_chat_template(conversation(question, num_images), add_generation_prompt=True)
         for question in questions
     ]
+
+
+def training_batch(
+    processor: Fwd2BotProcessor, texts: list[str] | None = None, count: int = 3
+) -> dict[str, torch.Tensor]:
+    """At most 3 questions on one picture each with their answers as labels, the pictures, and captions if given."""
+    questions, answers = prompts(processor, ["What?"] * count), [" a dog</s>", " cats</s>", " no</s>"]
+    conversations = [question + answer for question, answer in zip(questions, answers, strict=False)]
+    batch = dict(processor(images=pictures(count), text=conversations))
+    prompt = processor(text=questions[0])["input_ids"].shape[1]
+    start = (batch["attention_mask"] == 0).sum(1) + prompt
+    before = torch.arange(batch["input_ids"].shape[1]) < start[:, None]
+    batch["labels"] = batch["input_ids"].masked_fill(before, -100)
+    if texts:
+        batch |= {f"text_{key}": value for key, value in processor.process_texts(texts).items()}
+    return batch

@@ -1,4 +1,4 @@
-"""The small backbone: a standard LLaVA (SigLIP tower, Llama text model) of a few million parameters, and its processor."""
+"""The small backbone: a standard LLaVA (SigLIP tower, Llama text model) of some million parameters; its processor."""
 
 import torch
 from transformers import (

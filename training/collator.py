@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import ProcessorMixin
 
 from .data import IGNORED
@@ -15,8 +16,8 @@ from .scenes import truth_table
 class BackboneCollator:
     """Rows to `input_ids`, `attention_mask`, `segment_ids`, `labels` (N, L) and `pixel_values` (N, 3, H, W).
 
-    L is `length` if given, so that all batches have one shape (compiled models want that), else that of the longest row.
-    Padding is on the tokenizer's side.
+    L is `length` if given, so that all batches have one shape (compiled models want that), else that of the longest
+    row. Padding is on the tokenizer's side.
     """
 
     def __init__(self, processor: ProcessorMixin, length: int | None = None):
@@ -52,8 +53,8 @@ class BackboneCollator:
 class Fwd2BotCollator(BackboneCollator):
     """Adds the compress inputs of the pictures and the texts of the contrastive side.
 
-    The texts of one batch are all full descriptions or all short captions with hard negatives, so that their lengths are
-    alike. `text_image_mask` is False where a text is true of a picture that it was not written for.
+    The texts of one batch are all full descriptions or all short captions with hard negatives, so that their lengths
+    are alike. `text_image_mask` is False where a text is true of a picture that it was not written for.
 
     Args:
         processor: a Fwd2BotProcessor.
@@ -65,8 +66,6 @@ class Fwd2BotCollator(BackboneCollator):
         super().__init__(processor.backbone_processor, length)
         self.processor, self.data = processor, data
         blank = np.zeros((self.image_processor.size["height"], self.image_processor.size["width"], 3), dtype=np.uint8)
-        from PIL import Image
-
         self._prompt = processor.process_images([Image.fromarray(blank)])  # its ids are the same for every picture
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -77,8 +76,8 @@ class Fwd2BotCollator(BackboneCollator):
         return batch | self.texts(rows)
 
     def texts(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        # the first row's coin, so that what a batch holds depends on its rows alone and a resumed run sees the same
-        if rows[0]["full_step"] < self.data.full_share:
+        # the first row's coin: what a batch holds depends on its rows alone, so a resumed run sees the same
+        if rows[0]["coin"] < self.data.full_share:
             texts = [row["full"] for row in rows]
             text_image = torch.arange(len(rows))
             mask = torch.ones(len(rows), len(texts), dtype=torch.bool)

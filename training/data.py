@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from .recipe import BackboneData, Fwd2BotData
@@ -39,13 +40,16 @@ class Packer:
 
     Args:
         tokenizer: a fast one, with a chat template and an `image_token`.
-        num_image_tokens: how many image tokens the prefix holds: the number of patches for the backbone, 1 for Fwd2Bot.
+        num_image_tokens: how many image tokens the prefix holds: all patches for the backbone, 1 for Fwd2Bot.
 
     Raises ValueError if the chat template does not write image, question and answer in this order.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, num_image_tokens: int):
-        self._backend = tokenizer.backend_tokenizer
+        # a copy, since a call that pads or truncates leaves the tokenizer doing so
+        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_padding()
+        self._backend.no_truncation()
         image = tokenizer.image_token
         marks = Conversation("[question]", "[answer]")
         prompt = tokenizer.apply_chat_template(marks.messages()[:1], tokenize=False, add_generation_prompt=True)
@@ -126,7 +130,11 @@ class TrainingRows(torch.utils.data.Dataset):
 
 
 class CaptionedRows(TrainingRows):
-    """Rows with texts for the contrastive side: `scene`, `full`, `short` (Captions) and `negatives` (false of it)."""
+    """Rows with texts for the contrastive side.
+
+    Each adds `scene`, `full` (a description), `short` (Captions), `negatives` (texts false of it), and a `coin` in
+    0..1, by which the collator chooses among them.
+    """
 
     data: Fwd2BotData
 
@@ -135,6 +143,7 @@ class CaptionedRows(TrainingRows):
         rng.shuffle(negatives)
         return {
             "scene": one,
+            "coin": rng.random(),
             "full": describe(one, rng),
             "short": [short_caption(one, rng) for _ in range(self.data.short_captions)],
             "negatives": negatives[: self.data.hard_negatives],

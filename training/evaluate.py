@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lengths=args.lengths,
         batch_size=args.batch_size,
         dtype=getattr(torch, args.dtype),
+        device=args.device,
         shapes_only=args.shapes_only,
     )
     print(format_results(results))
@@ -66,6 +67,7 @@ def evaluate(
     lengths: Sequence[int] | None = None,
     batch_size: int = 250,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
     shapes_only: bool = False,
 ) -> dict[str, Any]:
     """All figures of a checkpoint, shares between 0 and 1.
@@ -78,7 +80,7 @@ def evaluate(
         lengths: lengths k. Default: the checkpoint's `summary_lengths`.
     """
     is_fwd2bot = AutoConfig.from_pretrained(checkpoint).model_type == "fwd2bot"
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype).eval()
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype).eval().to(device)
     processor = AutoProcessor.from_pretrained(checkpoint)
     scenes = [scene(split, index, shapes_only=shapes_only) for index in range(pictures)]
     images = [render(one) for one in tqdm(scenes, desc="draw", leave=False)]
@@ -93,7 +95,7 @@ def evaluate(
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     if is_fwd2bot:
-        results["fingerprint"] = model.config.fingerprint
+        results["fingerprint"] = model.fingerprint
 
     bare_processor = processor.backbone_processor if is_fwd2bot else processor
     width = model.config.get_text_config().hidden_size
@@ -274,6 +276,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--shapes-only", action="store_true", help="scenes that need no emoji font")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures as JSON, too")
     return parser.parse_args(arguments)

@@ -9,7 +9,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -47,11 +46,10 @@ def export(checkpoint: Path, folder: Path, evaluation: Path | None = None, dtype
     processor = Fwd2BotProcessor.from_pretrained(checkpoint)
     evaluation = checkpoint / EVALUATION if evaluation is None else evaluation
     results = json.loads(evaluation.read_text()) if evaluation.is_file() else None
-    model.config.fingerprint = model.config.fingerprint or _fingerprint(model)
-    if results is not None and results.get("fingerprint") != model.config.fingerprint:
+    if results is not None and results.get("fingerprint") != model.fingerprint:
         raise ValueError(
-            f"{evaluation} is of the model {results.get('fingerprint')}, but {checkpoint} is "
-            f"{model.config.fingerprint}. Evaluate this checkpoint."
+            f"{evaluation} is of the model {results.get('fingerprint')}, but {checkpoint} is {model.fingerprint}. "
+            "Evaluate this checkpoint."
         )
     largest = max(parameter.abs().max().item() for parameter in model.parameters())
     if largest > torch.finfo(dtype).max:
@@ -62,16 +60,13 @@ def export(checkpoint: Path, folder: Path, evaluation: Path | None = None, dtype
     model.config.backbone_config._name_or_path = ""
     model.save_pretrained(folder, state_dict=state)
     processor.save_pretrained(folder)
-    if results is not None:
+    if results is None:  # the card and figures of an earlier model would be false of this one
+        for name in ("README.md", EVALUATION):
+            (folder / name).unlink(missing_ok=True)
+    else:
         if evaluation.resolve() != (folder / EVALUATION).resolve():
             shutil.copyfile(evaluation, folder / EVALUATION)
         (folder / "README.md").write_text(model_card(results, model), encoding="utf-8")
-
-
-def _fingerprint(model: Any) -> str:
-    from fwd2bot.checkpoint_fwd2bot import weights_fingerprint
-
-    return weights_fingerprint(model.trained_parameters())
 
 
 if __name__ == "__main__":

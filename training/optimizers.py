@@ -12,14 +12,14 @@ MUON, ADAMW = "muon", "adamw"
 class MuonAdamW(torch.optim.Optimizer):
     """Each parameter group names its algorithm; state, groups and checkpoints are those of one ordinary optimizer.
 
-    `torch.optim.Muon` takes 2D parameters only, and the HF Trainer, its learning rate scheduler and its checkpoints take
-    one optimizer. So this one owns the groups and the state, and lends them to both algorithms at every step.
+    `torch.optim.Muon` takes 2D parameters only, and the HF Trainer, its learning rate scheduler and its checkpoints
+    take one optimizer. So this one owns the groups and the state, and lends them to both algorithms at every step.
 
     Muon: https://kellerjordan.github.io/posts/muon/; the scale that lets it share AdamW's learning rates is from
     https://arxiv.org/abs/2502.16982 (`match_rms_adamw`).
 
     Args:
-        groups: parameter groups, each with `algorithm` "muon" or "adamw", `lr`, `weight_decay`, and options of the two.
+        groups: parameter groups, each with `algorithm` "muon" or "adamw", `lr`, `weight_decay`, and its options.
 
     Raises:
         ValueError: a group names another algorithm, or gives Muon a parameter that is not a matrix.
@@ -64,13 +64,11 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters of a model: every one into exactly one group.
 
-    Muon gets the hidden matrices: the 2D weights of linear layers but for the output head. AdamW gets embeddings, head,
-    biases, norms, convolutions and anything else, without weight decay.
+    Muon gets the hidden matrices: the 2D weights of linear layers but for the output head. AdamW gets embeddings,
+    head, biases, norms, convolutions and anything else, without weight decay.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    hidden = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Linear) and module is not head
-    }
+    hidden = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear) and module is not head}
     for module in model.modules():  # a tied weight is an embedding first
         if isinstance(module, nn.Embedding):
             hidden.discard(id(module.weight))

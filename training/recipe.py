@@ -55,7 +55,9 @@ class BackboneData:
     pictures: int = 50_000  # of the train split; the texts about one are new in every round
     rounds: int = 16
     row_length: int = 288
-    questions: dict[str, float] = field(default_factory=lambda: {"presence": 4.0, "size": 2.0})  # how many of each kind
+    questions: dict[str, float] = field(  # how many of each kind; 1.5: one or two
+        default_factory=lambda: {"presence": 4.0, "size": 2.0}
+    )
     descriptions: float = 1.0  # share of the rows that begin with a description
     tokenizer_scenes: int = 4_000
     shapes_only: bool = False  # plain shapes: no font is needed
@@ -104,8 +106,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         FileNotFoundError: there is no such recipe.
-        ValueError: a key is unknown (the message lists the allowed ones), a value has another type than its field, or an
-            override is not `key=value`.
+        ValueError: a key is unknown (the message lists the allowed ones), a value has another type than its field, or
+            an override is not `key=value`.
     """
     values = _read(path)
     for override in overrides:
@@ -132,7 +134,7 @@ def _read(path: str | Path) -> dict[str, Any]:
     found = next((p for p in (Path(path), RECIPES / path) if p.is_file()), None)
     if found is None:
         shipped = ", ".join(sorted(p.name for p in RECIPES.glob("*.yaml")))
-        raise FileNotFoundError(f"there is no recipe {str(path)!r}; pass a YAML file or one of the package's: {shipped}")
+        raise FileNotFoundError(f"there is no recipe {str(path)!r}; pass a YAML file or a name from {shipped}")
     values = yaml.load(found.read_text(encoding="utf-8"), Loader=_Loader)
     if not isinstance(values, dict):
         raise ValueError(f"{found} holds {type(values).__name__}; a recipe is a mapping of keys to values")
@@ -162,7 +164,8 @@ def _check_keys(section: str, values: Any, allowed: Sequence[str]) -> None:
         raise ValueError(f"{section} is {values!r}; give keys and values, from {', '.join(sorted(allowed))}")
     unknown = sorted(set(values) - set(allowed))
     if unknown:
-        raise ValueError(f"unknown key {', '.join(unknown)} in {section}; the allowed ones are {', '.join(sorted(allowed))}")
+        listed = ", ".join(sorted(allowed))
+        raise ValueError(f"unknown key {', '.join(unknown)} in {section}; the allowed ones are {listed}")
 
 
 def _checked(key: str, value: Any, hint: Any) -> Any:

@@ -10,7 +10,8 @@ BOS, EOS, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
 # One turn reads "USER: <image>\nWhat is it? ASSISTANT: a dog</s>"; the tokenizer puts <s> in front of all.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
-{%- set content = [{'type': 'text', 'text': message['content']}] if message['content'] is string else message['content'] -%}
+{%- set content = message['content'] -%}
+{%- if content is string -%}{%- set content = [{'type': 'text', 'text': content}] -%}{%- endif -%}
 {%- if message['role'] == 'user' -%}{{ 'USER: ' }}
 {%- elif message['role'] == 'assistant' -%}{{ 'ASSISTANT: ' }}
 {%- elif message['role'] != 'system' -%}
@@ -24,7 +25,9 @@ CHAT_TEMPLATE = """\
 """
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024, model_max_length: int = 2048) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int = 1024, model_max_length: int = 2048
+) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer: every string has tokens, none is unknown, and text comes back byte for byte.
 
     Args:

@@ -33,13 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     folder = train(recipe)
-    print(f"saved {folder}")
+    print(f"saved {folder}" if folder else "stopped before the last step; the same command goes on from there")
 
 
-def train(recipe: Recipe) -> Path:
+def train(recipe: Recipe) -> Path | None:
     """Run a recipe to its end, from its newest complete checkpoint if `recipe.resume`.
 
-    Returns the folder of the trained model and its processor: `final` under `training.output_dir`.
+    Returns the folder of the trained model and its processor, `final` under `training.output_dir`; None if the run was
+    stopped before its last step, so that there is only a checkpoint to go on from.
     """
     trainer = build_trainer(recipe)
     output_dir = Path(trainer.args.output_dir)
@@ -47,10 +48,11 @@ def train(recipe: Recipe) -> Path:
     if checkpoint is not None:
         logger.info(f"resuming from {checkpoint}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.state.global_step < trainer.state.max_steps:  # a signal stopped it, see training.enable_jit_checkpoint
+        return None
     final = output_dir / "final"
-    if trainer.state.global_step >= trainer.state.max_steps:
-        trainer.model.save_pretrained(final)
-        trainer.processing_class.save_pretrained(final)
+    trainer.model.save_pretrained(final)
+    trainer.processing_class.save_pretrained(final)
     return final
 
 
@@ -97,14 +99,15 @@ def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
     from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 
     backbone_processor = AutoProcessor.from_pretrained(recipe.model.backbone)
-    processor = Fwd2BotProcessor(backbone_processor=backbone_processor)
     model = Fwd2BotForConditionalGeneration.from_backbone(
         recipe.model.backbone,
-        processor=backbone_processor,
         lora_rank=recipe.model.lora_rank,
         num_summary_tokens=recipe.model.num_summary_tokens,
         summary_lengths=recipe.model.summary_lengths,
         **recipe.model.config,
+    )
+    processor = Fwd2BotProcessor(
+        backbone_processor, image_prompt=model.config.image_prompt, text_prompt=model.config.text_prompt
     )
     packer = Packer(processor.tokenizer, 1)
     rows = CaptionedRows(recipe.data, _pictures(recipe, args), packer)

@@ -1,4 +1,4 @@
-"""The HF Trainer for both stages: strict checkpoints, our optimizer, packed rows, and the parts of the loss in the log."""
+"""The HF Trainer for both stages: strict checkpoints, our optimizer, packed rows, the parts of the loss in the log."""
 
 import shutil
 from collections import defaultdict
@@ -8,12 +8,14 @@ from typing import Any
 import safetensors.torch
 import torch
 from transformers import PreTrainedModel, Trainer
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from fwd2bot.packing_fwd2bot import packed_attention_mask
 
 from .optimizers import build_optimizer
 from .recipe import OptimizerRecipe
+
+logger = logging.get_logger(__name__)
 
 STATE_FILES = (SAFE_WEIGHTS_NAME, "optimizer.pt", "scheduler.pt", "trainer_state.json")
 INCOMPLETE = "checkpoint-is-incomplete.txt"  # the Trainer's own name, for checkpoints begun on a signal
@@ -104,10 +106,6 @@ class BackboneTrainer(StageTrainer):
 class Fwd2BotTrainer(StageTrainer):
     """Trains a Fwd2Bot: both losses, the temperature and the length k go to the log."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = False
-
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:  # from_pretrained undoes what a constructor froze, so it is done here
             self.model.mark_trainable()
@@ -116,13 +114,15 @@ class Fwd2BotTrainer(StageTrainer):
     def compute_loss(
         self, model: PreTrainedModel, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
+        if self.model_accepts_loss_kwargs:
+            inputs = dict(inputs, num_items_in_batch=kwargs.get("num_items_in_batch"))
         outputs = model(**inputs)
         self.record("autoregressive_loss", outputs.autoregressive_loss)
         if outputs.contrastive_loss is not None:
-            full = (inputs["text_image"] >= 0).all()
+            full = len(inputs["text_image"]) == len(outputs.image_embeds)  # one description a picture
             self.record("contrastive_loss_full" if full else "contrastive_loss_short", outputs.contrastive_loss)
         self.record("temperature", torch.exp(-self.model.logit_scale.detach()))
-        self.record("num_summary_tokens", float(outputs.summary.shape[1]))
+        self.record("num_summary_tokens", outputs.summary.lengths.float().mean())
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
 
@@ -137,15 +137,20 @@ def load_strictly(model: torch.nn.Module, folder: Path) -> None:
 
 
 def newest_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None; incomplete ones are removed."""
+    """The newest complete checkpoint of a run, or None.
+
+    A checkpoint that was cut off while it was written is removed. Another that cannot be resumed from (saved without
+    its optimizer, say) is left alone, and a warning says so.
+    """
     found = []
     for folder in Path(output_dir).glob("checkpoint-*"):
         step = folder.name.removeprefix("checkpoint-")
         if not step.isdigit():
             continue
-        rng_state = any(folder.glob("rng_state*.pth"))
-        if rng_state and all((folder / name).is_file() for name in STATE_FILES) and not (folder / INCOMPLETE).exists():
+        if (folder / INCOMPLETE).exists():
+            shutil.rmtree(folder)
+        elif any(folder.glob("rng_state*.pth")) and all((folder / name).is_file() for name in STATE_FILES):
             found.append((int(step), folder))
         else:
-            shutil.rmtree(folder)
+            logger.warning(f"{folder} lacks some of {', '.join(STATE_FILES)} and is not resumed from")
     return max(found)[1] if found else None

@@ -1,4 +1,4 @@
-"""Use: compress, embed and generate, with the laws that hold for them (DESIGN: 1 to 4, 8 and 10)."""
+"""Use: compress, embed and generate, with the laws that hold for them (1 to 4 and 8)."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -124,7 +124,7 @@ def test_greedy_answer_depends_on_the_summary(model, processor, summary, prompts
     """The test above would mean nothing if all answers were the same."""
     same_question = [prompts[0]] * 3
     found = answers(model, processor, summary, same_question)
-    assert len({tuple(ids) for ids in found}) == 3
+    assert len({tuple(ids) for ids in found}) > 1
 
 
 # Law 4: one path
@@ -264,6 +264,12 @@ def test_beams_return_several_sequences_per_prompt(model, processor, summary, pr
     assert together[0] != together[1]
 
 
+def test_every_returned_sequence_starts_with_its_own_prompt(model, processor, summary, prompts):
+    inputs = processor(text=prompts)
+    output = model.generate_from_summary(summary, **inputs, **GREEDY, num_beams=2, num_return_sequences=2)
+    assert torch.equal(output[:, : inputs["input_ids"].shape[1]], inputs["input_ids"].repeat_interleave(2, 0))
+
+
 def test_sampling_repeats_with_its_seed(model, processor, summary, prompts):
     sampling = {"do_sample": True, "temperature": 5.0, "num_return_sequences": 2}
     found = []
@@ -341,132 +347,53 @@ def test_threads_give_what_one_after_the_other_gives(model, processor, summary, 
         assert one == other if function is answer else torch.equal(one, other)
 
 
-# Law 10: input errors
+# Where the prompt stands in its row
 
 
-@pytest.mark.parametrize("length", [0, -1, 5])
-def test_length_out_of_range_names_the_range(model, processor, images, summary, prompts, length):
-    expected = rf"num_summary_tokens={length} .*Choose 1 to 4; it was trained at \[1, 2, 4\]"
-    with pytest.raises(ValueError, match=expected):
-        model.compress(**images, num_summary_tokens=length)
-    with pytest.raises(ValueError, match=expected):
-        model.embed(summary=summary, num_summary_tokens=length)
-    with pytest.raises(ValueError, match=expected):
-        model.generate(**processor(images=tiny.pictures(3), text=prompts), num_summary_tokens=length)
+def test_decoder_receives_positions_that_count_tokens_not_padding(model, processor, summary, prompts):
+    seen = []
+    decoder = model.get_decoder()
+    hook = decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["position_ids"].clone()), with_kwargs=True
+    )
+    try:
+        inputs = processor(text=prompts)
+        model.generate_from_summary(summary, **inputs, max_new_tokens=2, do_sample=False)
+    finally:
+        hook.remove()
+    lengths = inputs["attention_mask"].sum(1) - 1 + summary.lengths  # the placeholder has become k tokens
+    assert seen[0][:, -1].tolist() == (lengths - 1).tolist()
+    assert seen[1][:, -1].tolist() == lengths.tolist()
 
 
-@pytest.mark.parametrize("length", ["4", 2.0, True])
-def test_length_of_another_type_is_refused(model, images, length):
-    with pytest.raises(TypeError, match="must be an integer"):
-        model.compress(**images, num_summary_tokens=length)
+def test_text_only_answers_do_not_depend_on_the_padding_side(model, processor):
+    questions = ["Why?", "Is it a very large red thing?"]
+    texts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "text", "text": question}]}], add_generation_prompt=True
+        )
+        for question in questions
+    ]
+    new = []
+    for side in ("left", "right"):
+        inputs = processor(text=texts, padding_side=side)
+        new.append(model.generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :])
+    assert torch.equal(new[0], new[1])
 
 
-def test_compress_of_nothing_is_refused(model, images):
-    with pytest.raises(TypeError, match="input_ids must be an integer tensor.*NoneType"):
-        model.compress()
-    with pytest.raises(ValueError, match=r"at least 1, got \(0, 70\)"):
-        model.compress(**{key: value[:0] for key, value in images.items()})
+def test_prefill_computes_logits_of_the_last_position_alone(model, processor, summary, prompts):
+    shapes = []
+    head = model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda module, args, output: shapes.append(output.shape[1]))
+    try:
+        model.generate_from_summary(summary, **processor(text=prompts), max_new_tokens=1, do_sample=False)
+    finally:
+        hook.remove()
+    assert shapes == [1]
 
 
-def test_compress_of_a_list_is_refused(model, images):
-    with pytest.raises(TypeError, match="input_ids must be an integer tensor.*list"):
-        model.compress(**{**images, "input_ids": images["input_ids"].tolist()})
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_compress_of_nan_is_refused(model, images, value):
-    pixels = images["pixel_values"].clone()
-    pixels[1, 0, 3, 3] = value
-    with pytest.raises(ValueError, match="'pixel_values' holds NaN or infinity"):
-        model.compress(**{**images, "pixel_values": pixels})
-
-
-def test_compress_of_image_tokens_without_pixels_is_refused(model, images):
-    with pytest.raises(ValueError, match="image tokens, but no pixels"):
-        model.compress(input_ids=images["input_ids"], attention_mask=images["attention_mask"])
-
-
-def test_compress_with_more_pictures_than_rows_is_refused(model, processor, images):
-    more = processor.process_images(tiny.pictures(4))["pixel_values"]
-    with pytest.raises(ValueError, match="tokens: 48, features"):
-        model.compress(**{**images, "pixel_values": more})
-
-
-def test_generate_prints_both_counts_before_any_compute(model, processor, prompts, monkeypatch):
-    monkeypatch.setattr(type(model), "_compress_pass", None)  # calling it would be a TypeError
-    inputs = processor(images=tiny.pictures(3), text=prompts)
-    inputs["compress_input_ids"] = inputs["compress_input_ids"][:2]
-    with pytest.raises(ValueError, match=r"3 image placeholder\(s\) \(\[1, 1, 1\] per row\), but 2 image\(s\)"):
-        model.generate(**inputs)
-
-
-def test_generate_from_summary_prints_both_counts(model, processor, summary, prompts):
-    with pytest.raises(ValueError, match=r"2 image placeholder\(s\) \(\[1, 1\] per row\), but 3 image\(s\)"):
-        model.generate_from_summary(summary, **processor(text=prompts[:2]))
-
-
-def test_generate_with_placeholder_but_no_image_is_refused(model, processor, prompts):
-    with pytest.raises(ValueError, match="3 image placeholder.*no image was given"):
-        model.generate(**processor(text=prompts))
-
-
-def test_generate_without_ids_is_refused(model):
-    with pytest.raises(ValueError, match="generate.. needs input_ids"):
-        model.generate()
-
-
-def test_ids_of_one_dimension_are_refused(model, processor, summary, prompts):
-    ids = processor(text=prompts[0])["input_ids"][0]
-    with pytest.raises(ValueError, match=r"shape \(N, L\)"):
-        model.generate_from_summary(summary[0], ids)
-
-
-def test_summary_of_another_width_is_refused(model, processor, prompts):
-    with pytest.raises(ValueError, match="16 wide, but this model's summaries are 32 wide"):
-        model.generate_from_summary(torch.zeros(3, 2, 16), **processor(text=prompts))
-
-
-def test_summary_of_another_type_is_refused(model, processor, prompts):
-    with pytest.raises(TypeError, match="floating point tensor.*got a torch.int64"):
-        model.generate_from_summary(torch.zeros(3, 2, 32, dtype=torch.long), **processor(text=prompts))
-    with pytest.raises(TypeError, match="got a list"):
-        model.embed(summary=[[1.0]])
-
-
-def test_summary_with_nan_is_refused(model, summary):
-    tokens = summary.tokens.clone()
-    tokens[0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        model.embed(summary=tokens)
-
-
-def test_summary_of_another_model_is_refused_by_name(tiny_fwd2bot, images, summary):
-    tiny_fwd2bot.config.fingerprint = "ours"
-    foreign = Fwd2BotSummary(summary.tokens, metadata={"model": "someone/else", "fingerprint": "theirs"})
-    with pytest.raises(ValueError, match="another model: fingerprint 'theirs' of 'someone/else'.*'ours'"):
-        tiny_fwd2bot.embed(summary=foreign)
-
-
-def test_summary_of_another_prompt_is_refused(model, summary):
-    foreign = Fwd2BotSummary(summary.tokens, metadata={"prompt": "Draw it."})
-    with pytest.raises(ValueError, match="prompt 'Draw it.'.*'Summarize the image in a few words.'"):
-        model.embed(summary=foreign)
-
-
-def test_embed_wants_either_summary_or_inputs(model, images, summary):
-    with pytest.raises(ValueError, match="either `summary` or the tensors"):
-        model.embed()
-    with pytest.raises(ValueError, match="either `summary` or the tensors"):
-        model.embed(summary=summary, **images)
-
-
-def test_embed_of_different_lengths_asks_for_one(model, summary):
-    mixed = Fwd2BotSummary.cat([summary[0], summary[1].truncate(2)])
-    with pytest.raises(ValueError, match="lengths 2 to 4.*at most 2"):
-        model.embed(summary=mixed)
-    assert torch.equal(model.embed(summary=mixed, num_summary_tokens=2), model.embed(summary=summary[:2].truncate(2)))
-
-
-def test_embed_longer_than_the_summary_is_refused(model, summary):
-    with pytest.raises(ValueError, match="Cannot truncate to 3: choose 1 to 2"):
-        model.embed(summary=summary.truncate(2), num_summary_tokens=3)
+def test_max_length_counts_one_placeholder_per_picture(model, processor, summary, prompts):
+    inputs = processor(text=prompts)
+    length = inputs["input_ids"].shape[1]
+    output = model.generate_from_summary(summary, **inputs, max_length=length + 3, min_length=length + 3)
+    assert output.shape[1] == length + 3

@@ -7,23 +7,14 @@ from fwd2bot.placeholders_fwd2bot import (
     check_placeholders,
     count_placeholders,
     expand_placeholders,
-    left_pad,
     position_ids_from_mask,
 )
 
 IMAGE, PAD = 9, 0
 
 
-def test_left_pad_moves_padding_and_keeps_order_of_tokens():
-    ids = torch.tensor([[5, 6, PAD, PAD], [PAD, 7, 8, 5], [1, 2, 3, 4]])
-    mask = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1], [1, 1, 1, 1]])
-    moved_ids, moved_mask = left_pad(ids, mask)
-    assert moved_ids.tolist() == [[PAD, PAD, 5, 6], [PAD, 7, 8, 5], [1, 2, 3, 4]]
-    assert moved_mask.tolist() == [[0, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]]
-
-
 def test_position_ids_count_tokens_and_not_padding():
-    assert position_ids_from_mask(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    assert position_ids_from_mask(torch.tensor([[0, 0, 1, 1], [1, 1, 0, 1]])).tolist() == [[0, 0, 0, 1], [0, 1, 1, 2]]
 
 
 def test_count_placeholders_ignores_padding():

@@ -2,6 +2,7 @@
 
 import pytest
 import tiny
+import torch
 from transformers import pipeline
 
 
@@ -10,21 +11,30 @@ def build(task, model, processor, **arguments):
 
 
 @pytest.fixture(scope="session")
-def compress(shared_fwd2bot, tiny_processor):
-    """Shared by the session: do not change it."""
-    return build("fwd2bot-compress", shared_fwd2bot, tiny_processor)
-
-
-@pytest.fixture
-def retrieval(shared_fwd2bot, tiny_processor):
-    """A new one for every test: it has a memory."""
-    return build("fwd2bot-retrieval", shared_fwd2bot, tiny_processor)
+def vivid_fwd2bot():
+    """A tiny model whose answers differ from picture to picture. Shared by the session: do not change it."""
+    model = tiny.tiny_fwd2bot()
+    with torch.no_grad():
+        model.summary_projector.weight.mul_(3)
+    return model
 
 
 @pytest.fixture(scope="session")
-def answer(shared_fwd2bot, tiny_processor):
+def compress(vivid_fwd2bot, tiny_processor):
     """Shared by the session: do not change it."""
-    return build("fwd2bot-answer", shared_fwd2bot, tiny_processor)
+    return build("fwd2bot-compress", vivid_fwd2bot, tiny_processor)
+
+
+@pytest.fixture
+def retrieval(vivid_fwd2bot, tiny_processor):
+    """A new one for every test: it has a memory."""
+    return build("fwd2bot-retrieval", vivid_fwd2bot, tiny_processor)
+
+
+@pytest.fixture(scope="session")
+def answer(vivid_fwd2bot, tiny_processor):
+    """Shared by the session: do not change it."""
+    return build("fwd2bot-answer", vivid_fwd2bot, tiny_processor)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,11 @@
-"""`fwd2bot-answer`: how questions and pictures go together, and that `generate()` is reached with all its arguments."""
+"""`fwd2bot-answer`: how questions and pictures go together, and that `generate()` gets its arguments."""
 
 import datasets
 import pytest
 import torch
 from transformers import GenerationConfig, TextIteratorStreamer
 
-QUESTION = "How many things are there?"
+QUESTION = "Where?"
 SHORT = {"max_new_tokens": 6, "do_sample": False}
 
 
@@ -15,14 +15,14 @@ def text(output):
 
 
 @pytest.fixture
-def by_model(shared_fwd2bot, tiny_processor):
+def by_model(vivid_fwd2bot, tiny_processor):
     """The model's own answer to a question about a list of pictures."""
 
     def ask(question, images, **options):
         content = [*[{"type": "image"}] * len(images), {"type": "text", "text": question}]
         prompt = tiny_processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         inputs = tiny_processor(text=[prompt], images=images)
-        ids = shared_fwd2bot.generate(**inputs, **{**SHORT, **options})
+        ids = vivid_fwd2bot.generate(**inputs, **{**SHORT, **options})
         return tiny_processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0].strip()
 
     return ask
@@ -46,22 +46,22 @@ def test_one_question_about_several_pictures(answer, compress, by_model, picture
     assert expected != by_model(QUESTION, pictures(1))
 
 
-def test_image_tokens_in_the_question_place_the_pictures(answer, shared_fwd2bot, tiny_processor, pictures):
+def test_image_tokens_in_the_question_place_the_pictures(answer, vivid_fwd2bot, tiny_processor, pictures):
     question = "Is <image> brighter than <image>?"
     prompt = tiny_processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "text", "text": question}]}], add_generation_prompt=True
     )
     inputs = tiny_processor(text=[prompt], images=pictures(2))
-    ids = shared_fwd2bot.generate(**inputs, **SHORT)[:, inputs["input_ids"].shape[1] :]
+    ids = vivid_fwd2bot.generate(**inputs, **SHORT)[:, inputs["input_ids"].shape[1] :]
     assert (
         text(answer(question, images=pictures(2), **SHORT))
         == tiny_processor.decode(ids[0], skip_special_tokens=True).strip()
     )
 
 
-def test_several_questions_about_one_picture_compress_it_once(answer, shared_fwd2bot, pictures, count_calls):
+def test_several_questions_about_one_picture_compress_it_once(answer, vivid_fwd2bot, pictures, count_calls):
     expected = [answer(question, images=pictures(1)[0], **SHORT) for question in (QUESTION, "What?")]
-    calls = count_calls(shared_fwd2bot, "compress")
+    calls = count_calls(vivid_fwd2bot, "compress")
     assert answer([QUESTION, "What?"], images=pictures(1)[0], **SHORT) == expected
     assert len(calls) == 1
 
@@ -113,7 +113,7 @@ def test_data_set_of_questions_gives_an_iterator(answer, pictures):
     assert list(outputs) == answer([QUESTION, "What?"], images=pictures(2), **SHORT)
 
 
-def test_chat_with_earlier_turns(answer, shared_fwd2bot, tiny_processor, pictures):
+def test_chat_with_earlier_turns(answer, vivid_fwd2bot, tiny_processor, pictures):
     chat = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
         {"role": "assistant", "content": "a dog"},
@@ -121,7 +121,7 @@ def test_chat_with_earlier_turns(answer, shared_fwd2bot, tiny_processor, picture
     ]
     prompt = "<s>USER: <image>\nWhat? ASSISTANT: a dog</s>USER: Where? ASSISTANT:"
     inputs = tiny_processor(text=[prompt], images=pictures(1))
-    ids = shared_fwd2bot.generate(**inputs, **SHORT)[:, inputs["input_ids"].shape[1] :]
+    ids = vivid_fwd2bot.generate(**inputs, **SHORT)[:, inputs["input_ids"].shape[1] :]
     expected = tiny_processor.decode(ids[0], skip_special_tokens=True).strip()
     assert text(answer(chat, images=pictures(1)[0], **SHORT)) == expected
     plain = [{**chat[0], "content": "What?"}, *chat[1:]]
@@ -148,15 +148,15 @@ def test_generation_config_and_generate_kwargs_are_as_the_arguments(answer, pict
     assert answer(QUESTION, images=pictures(1)[0], generation_config=GenerationConfig(**SHORT)) == expected
 
 
-def test_generation_arguments_may_be_set_when_the_pipeline_is_made(shared_fwd2bot, tiny_processor, pictures):
-    pipe = make(shared_fwd2bot, tiny_processor, max_new_tokens=2)
+def test_generation_arguments_may_be_set_when_the_pipeline_is_made(vivid_fwd2bot, tiny_processor, pictures):
+    pipe = make(vivid_fwd2bot, tiny_processor, max_new_tokens=2)
     assert len(pipe(QUESTION, images=pictures(1)[0], return_tensors=True)[0]["generated_token_ids"]) == 2
     ids = pipe(QUESTION, images=pictures(1)[0], return_tensors=True, max_new_tokens=3)[0]["generated_token_ids"]
     assert len(ids) == 3
 
 
-def test_answer_has_at_most_256_tokens_by_default(shared_fwd2bot, tiny_processor):
-    pipe = make(shared_fwd2bot, tiny_processor)
+def test_answer_has_at_most_256_tokens_by_default(vivid_fwd2bot, tiny_processor):
+    pipe = make(vivid_fwd2bot, tiny_processor)
     assert pipe._prepare_generate_kwargs({})["max_new_tokens"] == 256
 
 
@@ -229,9 +229,9 @@ IMAGE = {"type": "image"}
     ],
 )
 def test_bad_arguments_are_refused_before_any_compute(
-    answer, shared_fwd2bot, pictures, count_calls, questions, count, options, error, message
+    answer, vivid_fwd2bot, pictures, count_calls, questions, count, options, error, message
 ):
-    calls = count_calls(shared_fwd2bot, "compress")
+    calls = count_calls(vivid_fwd2bot, "compress")
     with pytest.raises(error, match=message):
         answer(questions, images=pictures(count), **options)
     assert not calls

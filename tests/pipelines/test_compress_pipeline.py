@@ -22,9 +22,9 @@ def picture(pictures):
 
 
 @pytest.fixture
-def expected(shared_fwd2bot, tiny_processor, pictures):
+def expected(vivid_fwd2bot, tiny_processor, pictures):
     """What the model itself makes of five pictures."""
-    return shared_fwd2bot.compress(**tiny_processor.process_images(pictures(5)))
+    return vivid_fwd2bot.compress(**tiny_processor.process_images(pictures(5)))
 
 
 def png(picture) -> bytes:
@@ -69,8 +69,8 @@ def test_length_is_that_asked_for_and_a_prefix(compress, pictures, expected):
     assert close(summary, expected.truncate(2))
 
 
-def test_length_may_be_set_when_the_pipeline_is_made(shared_fwd2bot, tiny_processor, picture):
-    pipe = make(shared_fwd2bot, tiny_processor, num_summary_tokens=3)
+def test_length_may_be_set_when_the_pipeline_is_made(vivid_fwd2bot, tiny_processor, picture):
+    pipe = make(vivid_fwd2bot, tiny_processor, num_summary_tokens=3)
     assert pipe(picture).lengths.tolist() == [3]
     assert pipe(picture, num_summary_tokens=1).lengths.tolist() == [1]
 
@@ -147,7 +147,7 @@ def truncated(picture, tmp_path):
         (5, TypeError, "got int"),
         ([None], TypeError, "Picture 0: .*NoneType"),
         (["nowhere.png"], FileNotFoundError, "Picture 0: .*nowhere.png"),
-        ([b"no picture"], ValueError, "0: .*no picture in a format"),
+        ([b"no picture"], ValueError, "Picture 0: .*no picture in a format"),
         ({"photo": []}, TypeError, "mapping.*photo"),
     ],
 )
@@ -156,15 +156,15 @@ def test_bad_pictures_are_refused_by_name(compress, given, error, message):
         compress(given)
 
 
-def test_bad_picture_in_a_list_is_found_before_any_compute(shared_fwd2bot, compress, pictures, count_calls):
-    calls = count_calls(shared_fwd2bot, "compress")
+def test_bad_picture_in_a_list_is_found_before_any_compute(vivid_fwd2bot, compress, pictures, count_calls):
+    calls = count_calls(vivid_fwd2bot, "compress")
     with pytest.raises(TypeError, match="Picture 4: .*got int"):
         compress([*pictures(4), 5])
     assert not calls
 
 
 def test_truncated_picture_is_named(compress, pictures, tmp_path):
-    with pytest.raises(ValueError, match=r"Input 1: .*truncated\.png.*Is it complete"):
+    with pytest.raises(ValueError, match=r"Picture 1: .*truncated\.png.*file is truncated"):
         compress([pictures(1)[0], truncated(pictures(1)[0], tmp_path)])
 
 
@@ -185,8 +185,8 @@ def test_unknown_argument_is_refused_with_the_known_ones(compress, picture):
         compress(picture, num_tokens=4)
 
 
-def test_model_without_processor_is_refused(shared_fwd2bot):
+def test_model_without_processor_is_refused(vivid_fwd2bot):
     from fwd2bot.pipelines.compress_pipeline import CompressPipeline
 
     with pytest.raises(ValueError, match="needs a processor"):
-        CompressPipeline(model=shared_fwd2bot, device="cpu")
+        CompressPipeline(model=vivid_fwd2bot, device="cpu")

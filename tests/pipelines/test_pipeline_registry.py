@@ -135,8 +135,8 @@ def test_all_tasks_run_from_the_folder_alone(checkpoint, picture, tmp_path):
     assert {path.name for path in saved.iterdir()} == {path.name for path in folder.iterdir()}
 
 
-def test_built_in_image_text_to_text_answers_as_ours(shared_fwd2bot, tiny_processor, answer, pictures):
-    pipe = pipeline("image-text-to-text", model=shared_fwd2bot, processor=tiny_processor, device="cpu")
+def test_built_in_image_text_to_text_answers_as_ours(vivid_fwd2bot, tiny_processor, answer, pictures):
+    pipe = pipeline("image-text-to-text", model=vivid_fwd2bot, processor=tiny_processor, device="cpu")
     options = {"max_new_tokens": 4, "return_full_text": False}
     [expected] = answer("What?", images=pictures(1)[0], max_new_tokens=4)
     chat = [

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 
@@ -29,9 +30,9 @@ def by_hand(query, candidates):
     return sorted(((score, index) for index, score in enumerate(scores)), key=lambda pair: -pair[0])
 
 
-def test_ranking_is_by_cosine_best_first(retrieval, shared_fwd2bot, tiny_processor, pictures):
-    images = shared_fwd2bot.embed(**tiny_processor.process_images(pictures(5)))
-    expected = by_hand(shared_fwd2bot.embed(**tiny_processor.process_texts([QUERY])), images)
+def test_ranking_is_by_cosine_best_first(retrieval, vivid_fwd2bot, tiny_processor, pictures):
+    images = vivid_fwd2bot.embed(**tiny_processor.process_images(pictures(5)))
+    expected = by_hand(vivid_fwd2bot.embed(**tiny_processor.process_texts([QUERY])), images)
     hits = retrieval(QUERY, images=pictures(5))
     assert indices(hits) == [index for _, index in expected]
     assert [hit["score"] for hit in hits] == pytest.approx([score for score, _ in expected], abs=TOLERANCE)
@@ -77,10 +78,10 @@ def test_summary_ranks_as_its_pictures_do(retrieval, compress, pictures):
         assert [hit["score"] for hit in hits] == pytest.approx([hit["score"] for hit in expected], abs=TOLERANCE)
 
 
-def test_length_of_the_query_follows_the_summary(retrieval, compress, shared_fwd2bot, tiny_processor, pictures):
+def test_length_of_the_query_follows_the_summary(retrieval, compress, vivid_fwd2bot, tiny_processor, pictures):
     summary = compress(pictures(5), num_summary_tokens=2)
-    query = shared_fwd2bot.embed(**tiny_processor.process_texts([QUERY]), num_summary_tokens=2)
-    expected = by_hand(query, shared_fwd2bot.embed(summary=summary))
+    query = vivid_fwd2bot.embed(**tiny_processor.process_texts([QUERY]), num_summary_tokens=2)
+    expected = by_hand(query, vivid_fwd2bot.embed(summary=summary))
     assert indices(retrieval(QUERY, summary=summary)) == [index for _, index in expected]
 
 
@@ -102,10 +103,10 @@ def test_picture_finds_itself_and_text_finds_itself(retrieval, paths, pictures):
     assert retrieval("a cat", texts=["a dog", "a cat", "a bus"])[0]["index"] == 1
 
 
-def test_picture_as_query_over_texts(retrieval, shared_fwd2bot, tiny_processor, pictures):
+def test_picture_as_query_over_texts(retrieval, vivid_fwd2bot, tiny_processor, pictures):
     texts = ["a dog", "a cat on a field", "three buses"]
-    query = shared_fwd2bot.embed(**tiny_processor.process_images(pictures(1)))
-    expected = by_hand(query, shared_fwd2bot.embed(**tiny_processor.process_texts(texts)))
+    query = vivid_fwd2bot.embed(**tiny_processor.process_images(pictures(1)))
+    expected = by_hand(query, vivid_fwd2bot.embed(**tiny_processor.process_texts(texts)))
     assert indices(retrieval(pictures(1)[0], texts=texts)) == [index for _, index in expected]
 
 
@@ -133,17 +134,30 @@ def test_batch_size_changes_no_result(retrieval, pictures):
     assert scores[0] == pytest.approx(scores[1], abs=TOLERANCE)
 
 
-def test_candidates_are_embedded_once(retrieval, shared_fwd2bot, pictures, count_calls):
-    calls = count_calls(shared_fwd2bot, "compress")
+def test_candidates_may_be_a_data_set_or_an_iterator(retrieval, pictures, paths):
+    data = datasets.Dataset.from_dict({"image": pictures(4), "text": ["a dog", "a cat", "a bus", "a bee"]})
+    expected = retrieval(QUERY, images=pictures(4))
+    for images in (data, data["image"], iter(paths[:4]), (path for path in paths[:4])):
+        assert retrieval(QUERY, images=images) == expected
+    assert retrieval(QUERY, texts=data) == retrieval(QUERY, texts=list(data["text"]))
+
+
+def test_one_candidate_gives_its_score(retrieval, pictures):
+    assert retrieval(QUERY, images=pictures(1)[0]) == retrieval(QUERY, images=pictures(1))
+    assert retrieval(QUERY, texts="a cat") == retrieval(QUERY, texts=["a cat"])
+
+
+def test_candidates_are_embedded_once(retrieval, vivid_fwd2bot, pictures, count_calls):
+    calls = count_calls(vivid_fwd2bot, "compress")
     first = retrieval(QUERY, images=pictures(5), batch_size=5)
     pictures_and_text = len(calls)
     assert retrieval(QUERY, images=pictures(5)) == first  # other objects with the same pixels
     assert len(calls) == pictures_and_text + 1  # the text of the query alone
 
 
-def test_only_new_candidates_are_embedded(retrieval, shared_fwd2bot, pictures, count_calls):
+def test_only_new_candidates_are_embedded(retrieval, vivid_fwd2bot, pictures, count_calls):
     retrieval(QUERY, images=pictures(4))
-    calls = count_calls(shared_fwd2bot, "compress")
+    calls = count_calls(vivid_fwd2bot, "compress")
     hits = retrieval(QUERY, images=[*pictures(5)[::-1], pictures(1)[0]], top_k=None)
     assert len(calls) == 2  # the fifth picture, and the query
     retrieval.forget()
@@ -179,9 +193,9 @@ def test_another_length_is_another_embedding(retrieval, pictures):
     assert retrieval(QUERY, images=pictures(3)) == long
 
 
-def test_summary_is_embedded_once_until_it_changes(retrieval, compress, shared_fwd2bot, pictures, count_calls):
+def test_summary_is_embedded_once_until_it_changes(retrieval, compress, vivid_fwd2bot, pictures, count_calls):
     summary = compress(pictures(5))
-    calls = count_calls(shared_fwd2bot, "embed")
+    calls = count_calls(vivid_fwd2bot, "embed")
     first = retrieval(QUERY, summary=summary)
     assert len(calls) == 2
     assert retrieval(QUERY, summary=summary) == first
@@ -191,14 +205,14 @@ def test_summary_is_embedded_once_until_it_changes(retrieval, compress, shared_f
     assert scores[0] == scores[4]
 
 
-def test_memory_keeps_the_latest_candidates(shared_fwd2bot, tiny_processor, pictures, count_calls):
+def test_memory_keeps_the_latest_candidates(vivid_fwd2bot, tiny_processor, pictures, count_calls):
     from transformers import pipeline
 
-    pipe = pipeline("fwd2bot-retrieval", model=shared_fwd2bot, processor=tiny_processor, device="cpu", memory_size=3)
+    pipe = pipeline("fwd2bot-retrieval", model=vivid_fwd2bot, processor=tiny_processor, device="cpu", memory_size=3)
     texts = ["one", "two", "three", "four", "five"]
     pipe(QUERY, texts=texts[:2])
     pipe(QUERY, texts=texts[2:4])
-    calls = count_calls(shared_fwd2bot, "embed")
+    calls = count_calls(vivid_fwd2bot, "embed")
     pipe(QUERY, texts=texts[1:2])
     assert len(calls) == 1  # "two" was still known
     pipe(QUERY, texts=texts[:1])
@@ -210,16 +224,16 @@ def test_memory_keeps_the_latest_candidates(shared_fwd2bot, tiny_processor, pict
 
 
 @pytest.mark.parametrize("size", [-1, 1.5, True])
-def test_bad_memory_size_is_refused(shared_fwd2bot, tiny_processor, size):
+def test_bad_memory_size_is_refused(vivid_fwd2bot, tiny_processor, size):
     from transformers import pipeline
 
     with pytest.raises(ValueError, match="memory_size"):
-        pipeline("fwd2bot-retrieval", model=shared_fwd2bot, processor=tiny_processor, device="cpu", memory_size=size)
+        pipeline("fwd2bot-retrieval", model=vivid_fwd2bot, processor=tiny_processor, device="cpu", memory_size=size)
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 2.0, True])
-def test_bad_top_k_is_refused_before_any_compute(retrieval, shared_fwd2bot, pictures, count_calls, top_k):
-    calls = count_calls(shared_fwd2bot, "compress")
+def test_bad_top_k_is_refused_before_any_compute(retrieval, vivid_fwd2bot, pictures, count_calls, top_k):
+    calls = count_calls(vivid_fwd2bot, "compress")
     with pytest.raises(ValueError, match="top_k must be an integer of at least 1"):
         retrieval(QUERY, images=pictures(3), top_k=top_k)
     assert not calls
@@ -247,9 +261,9 @@ def test_bad_top_k_is_refused_before_any_compute(retrieval, shared_fwd2bot, pict
     ],
 )
 def test_bad_arguments_are_refused_before_any_compute(
-    retrieval, shared_fwd2bot, count_calls, query, candidates, error, message
+    retrieval, vivid_fwd2bot, count_calls, query, candidates, error, message
 ):
-    calls = count_calls(shared_fwd2bot, "compress")
+    calls = count_calls(vivid_fwd2bot, "compress")
     with pytest.raises(error, match=message):
         retrieval(query, **candidates)
     assert not calls

@@ -30,17 +30,25 @@ NOTE = (
 )
 
 
-def make_gallery(folder: Path, count: int = COUNT) -> list[Path]:
-    """Write `count` pictures and gallery.json into `folder`, and return their paths.
+def make_gallery(folder: Path) -> list[Path]:
+    """Write the pictures and gallery.json into `folder`, and return their paths.
 
     gallery.json is written last and replaced at once; a picture that is there already is overwritten.
 
     Raises:
         FileNotFoundError: when the emoji font is missing. OSError: when the folder cannot be written.
     """
-    scenes = [scene("test", FIRST + index) for index in range(count)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, one in zip(_names(), _scenes(), strict=True):
+        render(one).save(folder / name, optimize=True)
+    _write_json(folder / "gallery.json", gallery_content())
+    return [folder / name for name in (*_names(), "gallery.json")]
+
+
+def gallery_content() -> dict[str, Any]:
+    """What gallery.json says: of each picture its texts, and what the demo asks."""
+    names, scenes = _names(), _scenes()
     captions = [_captions(one) for one in scenes]
-    names = [f"{index:02d}.png" for index in range(count)]
     pictures = []
     for name, one, ours in zip(names, scenes, captions, strict=True):
         rng = random.Random(f"gallery/{one.index}")
@@ -56,22 +64,31 @@ def make_gallery(folder: Path, count: int = COUNT) -> list[Path]:
             }
         )
     queries = [captions[picture][number] for picture, number in QUERIES]
-    content = {
+    return {
         "note": NOTE,
         "pictures": pictures,
         "showcase": {
-            "queries": [{"text": query.text, "files": _true_of(query, scenes, names)} for query in queries],
+            "queries": [
+                {
+                    "text": query.text,
+                    "files": [name for name, one in zip(names, scenes, strict=True) if query.is_true_of(one)],
+                }
+                for query in queries
+            ],
             "questions": [
                 {"file": names[picture], **next(q for q in pictures[picture]["questions"] if q["kind"] == kind)}
                 for picture, kind in ASKED
             ],
         },
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, one in zip(names, scenes, strict=True):
-        render(one).save(folder / name, optimize=True)
-    _write_json(folder / "gallery.json", content)
-    return [folder / name for name in (*names, "gallery.json")]
+
+
+def _names() -> list[str]:
+    return [f"{index:02d}.png" for index in range(COUNT)]
+
+
+def _scenes() -> list[Scene]:
+    return [scene("test", FIRST + index) for index in range(COUNT)]
 
 
 def _captions(one: Scene) -> list[Caption]:
@@ -83,10 +100,6 @@ def _captions(one: Scene) -> list[Caption]:
         if len(captions) == CAPTIONS:
             break
     return list(captions.values())
-
-
-def _true_of(caption: Caption, scenes: list[Scene], names: list[str]) -> list[str]:
-    return [name for name, one in zip(names, scenes, strict=True) if caption.is_true_of(one)]
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,0 +1,70 @@
+import pytest
+import yaml
+
+from fwd2bot.training.recipe import RECIPES, load_recipe
+
+
+def write(folder, **values):
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.glob("*.yaml")))
+def test_shipped_recipe_loads_by_its_name(name):
+    assert load_recipe(name).kind == name.removesuffix(".yaml").split("_")[0]
+
+
+def test_overrides_are_yaml_under_dotted_keys():
+    recipe = load_recipe(
+        "fwd2bot.yaml", ["model.summary_lengths=[1, 4]", "training.max_steps=7", "optimizer.learning_rate=1e-3"]
+    )
+    assert recipe.model.summary_lengths == [1, 4]
+    assert recipe.training["max_steps"] == 7
+    assert recipe.optimizer.learning_rate == 0.001
+
+
+def test_whole_number_where_a_fraction_is_wanted_becomes_one():
+    recipe = load_recipe("backbone.yaml", ["optimizer.weight_decay=1"])
+    assert isinstance(recipe.optimizer.weight_decay, float)
+
+
+@pytest.mark.parametrize(
+    ("override", "unknown", "allowed"),
+    [
+        ("model.depth=3", "depth", "layers"),
+        ("data.picture=3", "picture", "pictures"),
+        ("optimizer.lr=3", "lr", "learning_rate"),
+        ("training.max_step=3", "max_step", "max_steps"),
+        ("trainig.max_steps=3", "trainig", "training"),
+    ],
+)
+def test_unknown_key_is_fatal_and_the_allowed_ones_are_listed(override, unknown, allowed):
+    with pytest.raises(ValueError, match=f"unknown key {unknown} in .*{allowed}"):
+        load_recipe("backbone.yaml", [override])
+
+
+@pytest.mark.parametrize("override", ["model.layers=many", "model.layers=true", "model.layers=1.5", "resume=perhaps"])
+def test_value_of_another_type_is_fatal(override):
+    with pytest.raises(ValueError, match=override.split("=")[0]):
+        load_recipe("backbone.yaml", [override])
+
+
+def test_override_without_a_value_is_fatal():
+    with pytest.raises(ValueError, match="key=value"):
+        load_recipe("backbone.yaml", ["training.max_steps"])
+
+
+def test_override_inside_a_single_value_is_fatal():
+    with pytest.raises(ValueError, match="layers"):
+        load_recipe("backbone.yaml", ["model.layers.first=1"])
+
+
+def test_unknown_kind_is_fatal(tmp_path):
+    with pytest.raises(ValueError, match="backbone, fwd2bot"):
+        load_recipe(write(tmp_path, kind="teacher"))
+
+
+def test_missing_recipe_names_the_shipped_ones():
+    with pytest.raises(FileNotFoundError, match="backbone.yaml, fwd2bot.yaml"):
+        load_recipe("nowhere.yaml")

@@ -1,0 +1,115 @@
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+from tiny_recipes import write_backbone_recipe, write_fwd2bot_recipe
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from fwd2bot import Fwd2BotForConditionalGeneration
+from fwd2bot.training.recipe import load_recipe
+from fwd2bot.training.train import build_trainer, main, train
+from fwd2bot.training.trainer import INCOMPLETE, load_strictly, newest_checkpoint
+
+
+def losses(trainer):
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def run(recipe, resume_from=None):
+    trainer = build_trainer(load_recipe(recipe))
+    trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def backbone_run(tmp_path_factory):
+    """A finished tiny run: its recipe, its folder, its logged figures."""
+    folder = tmp_path_factory.mktemp("backbone")
+    recipe = write_backbone_recipe(folder, folder / "run")
+    trainer = run(recipe)
+    trainer.model.save_pretrained(folder / "run" / "final")
+    trainer.processing_class.save_pretrained(folder / "run" / "final")
+    return recipe, folder / "run", losses(trainer)
+
+
+@pytest.fixture(scope="module")
+def fwd2bot_run(backbone_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fwd2bot")
+    recipe = write_fwd2bot_recipe(folder, backbone_run[1] / "final", folder / "run")
+    return recipe, folder / "run", losses(run(recipe))
+
+
+@pytest.mark.parametrize("stage", ["backbone_run", "fwd2bot_run"])
+def test_resumed_run_has_the_losses_of_an_uninterrupted_one(stage, request):
+    recipe, folder, expected = request.getfixturevalue(stage)
+    resumed = losses(run(recipe, folder / "checkpoint-2"))
+    assert len(expected) == 4
+    assert resumed == expected
+
+
+def test_both_losses_temperature_length_and_rates_are_logged(fwd2bot_run):
+    logged = {key for entry in fwd2bot_run[2] for key in entry}
+    assert {"autoregressive_loss", "temperature", "num_summary_tokens", "learning_rate_matrices"} <= logged
+    assert logged & {"contrastive_loss_full", "contrastive_loss_short"}
+
+
+def test_trained_backbone_loads_with_every_tensor(backbone_run):
+    recipe, folder, _ = backbone_run
+    model, info = LlavaForConditionalGeneration.from_pretrained(folder / "final", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    saved = safetensors.torch.load_file(folder / "checkpoint-4" / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        if name in saved:  # a tied tensor is saved once
+            assert torch.equal(tensor, saved[name])
+    assert AutoProcessor.from_pretrained(folder / "final").tokenizer.padding_side == "left"
+
+
+def test_checkpoint_loads_as_a_model(fwd2bot_run):
+    Fwd2BotForConditionalGeneration.from_pretrained(fwd2bot_run[1] / "checkpoint-4")
+
+
+def test_checkpoint_that_lacks_a_tensor_does_not_load(backbone_run, tmp_path):
+    recipe, folder, _ = backbone_run
+    tensors = safetensors.torch.load_file(folder / "checkpoint-4" / "model.safetensors")
+    name = next(name for name in tensors if "q_proj" in name)
+    del tensors[name]
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match="q_proj"):
+        load_strictly(build_trainer(load_recipe(recipe)).model, tmp_path)
+
+
+def test_training_moves_the_trained_parameters_and_nothing_else(backbone_run, fwd2bot_run):
+    trainer = build_trainer(load_recipe(fwd2bot_run[0]))
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trained = set(trainer.model.mark_trainable())
+    load_strictly(trainer.model, fwd2bot_run[1] / "checkpoint-4")
+    moved = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved <= trained
+    assert {name for name in trained if "lora_" in name} <= moved
+
+
+def test_newest_complete_checkpoint_is_found_and_incomplete_ones_removed(backbone_run, tmp_path):
+    for name in ("checkpoint-2", "checkpoint-4"):
+        shutil.copytree(backbone_run[1] / name, tmp_path / name)
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    (tmp_path / "checkpoint-4" / INCOMPLETE).touch()
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert not (tmp_path / "checkpoint-4").exists()
+    assert newest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_train_goes_on_where_a_run_was_cut_off(backbone_run, tmp_path):
+    recipe = write_backbone_recipe(tmp_path, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    shutil.copytree(backbone_run[1] / "checkpoint-2", tmp_path / "run" / "checkpoint-2")
+    final = train(load_recipe(recipe))
+    ours = safetensors.torch.load_file(final / "model.safetensors")
+    theirs = safetensors.torch.load_file(backbone_run[1] / "final" / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_command_reports_an_unknown_key_in_one_line(backbone_run):
+    with pytest.raises(SystemExit, match="^error: unknown key max_step in training"):
+        main([str(backbone_run[0]), "training.max_step=3"])
