@@ -62,7 +62,7 @@ in {dtype}, torch {torch}, transformers {transformers}; the numbers behind the t
 
 A short caption may be true of several pictures; any that it is true of counts as a hit. Hard negatives: the share of
 pictures whose cosine to a true caption is larger than to a false one that differs in one detail (the sorts of
-SugarCrepe, arXiv 2306.14610). In training, up to two such false captions per picture, drawn from the same six sorts,
+SugarCrepe, arXiv 2306.14610). In training, false captions of the same six sorts
 were negatives of the contrastive loss. The false captions of the two "add" sorts are always longer than the true
 ones, so length alone tells them apart.
 
@@ -100,8 +100,9 @@ def model_card(results: dict[str, Any], model: Any) -> str:
     kinds = [kind for kind in full_answers if kind != "all"]
     answers = [[kind, *(_percent(results[name]["answers"][kind]) for name in settings)] for kind in kinds]
     answers.append(["**all**", *(_percent(results[name]["answers"]["all"]) for name in settings)])
-    shares = [results[name]["answers"]["all"] / full_answers["all"] for name in settings]
-    answers.append(["share of uncompressed", *map(_percent, shares)])
+    if full_answers["all"] > 0:
+        shares = [results[name]["answers"]["all"] / full_answers["all"] for name in settings]
+        answers.append(["share of uncompressed", *map(_percent, shares)])
 
     rows = []
     for group in (

@@ -1,0 +1,181 @@
+"""`Fwd2BotConfig`: every setting of a Fwd2Bot, validated once."""
+
+import math
+from typing import Any, ClassVar
+
+from peft import LoraConfig
+from transformers import AutoConfig, PreTrainedConfig
+
+STAGES = ("compress", "generate")
+
+# What transformers itself hands to a config, beside the dataclass fields of `PreTrainedConfig`.
+_TRANSFORMERS_KEYS = {
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "torch_dtype",
+    "use_cache",
+}
+
+
+class Fwd2BotConfig(PreTrainedConfig):
+    r"""
+    Settings of a [`Fwd2BotForConditionalGeneration`].
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`):
+            Config of the wrapped LVLM, any model of `AutoModelForImageTextToText`.
+        backbone_name_or_path (`str`, *optional*), backbone_revision (`str`, *optional*):
+            Where the backbone came from. For the record: a full checkpoint holds its own copy.
+        num_summary_tokens (`int`):
+            Number of learned summary queries, the largest length k of a summary.
+        summary_lengths (`list[int]`, *optional*):
+            Lengths that training draws from (elastic k), each in 1..num_summary_tokens. Default: the powers of two
+            up to `num_summary_tokens`, and `num_summary_tokens` itself.
+        image_prompt, text_prompt (`str`):
+            What follows the image, or the text, in the compress pass. Source of the image prompt: Fwd2Bot
+            (arXiv 2503.21757); the text side through the same pass is this project's choice.
+        adapters (`dict[str, dict]`):
+            Arguments of `peft.LoraConfig` for the stages "compress" and "generate".
+        autoregressive_loss_weight, contrastive_loss_weight (`float`):
+            Weights of the two losses in `forward`.
+        initial_temperature, min_temperature (`float`):
+            Softmax temperature of the contrastive loss: where the learnt one starts, and its lower clamp.
+        fingerprint (`str`, *optional*):
+            Hash of the trained weights, written by `save_pretrained` and carried by every summary; `None` for a model
+            that has been trained since it was saved.
+
+    Raises:
+        ValueError: for an unknown key or a value out of its range, naming both and the allowed ones.
+    """
+
+    model_type: ClassVar[str] = "fwd2bot"
+    # Read by transformers' Trainer: what it shall not gather in evaluation.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "summary", "hidden_states", "attentions"]
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_name_or_path: str | None = None
+    backbone_revision: str | None = None
+    num_summary_tokens: int = 16
+    summary_lengths: list[int] | None = None
+    image_prompt: str = "Summarize the image in a few words."
+    text_prompt: str = "Summarize the sentence in a few words."
+    adapters: dict[str, dict] | None = None
+    autoregressive_loss_weight: float = 1.0
+    contrastive_loss_weight: float = 1.0
+    initial_temperature: float = 0.07
+    min_temperature: float = 0.01
+    fingerprint: str | None = None
+
+    def __post_init__(self, **kwargs: Any):
+        if __name__.startswith("fwd2bot."):
+            # The installed package has registered its pipelines; the copies in a checkpoint are for where it is not.
+            kwargs.pop("custom_pipelines", None)
+        unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in _TRANSFORMERS_KEYS)
+        if unknown:
+            raise ValueError(
+                f"Unknown Fwd2BotConfig key(s) {unknown}. Allowed: {sorted(_own_fields(type(self)))} and the fields "
+                "of transformers.PreTrainedConfig. Remove or rename them in the config."
+            )
+        if isinstance(self.backbone_config, dict):
+            self.backbone_config = _config_from_dict(self.backbone_config)
+        self._validate()
+        if self.summary_lengths is None:
+            self.summary_lengths = _powers_of_two(self.num_summary_tokens)
+        super().__post_init__(**kwargs)
+
+    def _validate(self) -> None:
+        if self.backbone_config is not None and not isinstance(self.backbone_config, PreTrainedConfig):
+            raise TypeError(f"backbone_config must be a PreTrainedConfig or its dict, got {self.backbone_config!r}.")
+        k_max, lengths = self.num_summary_tokens, self.summary_lengths
+        if not _is_integer(k_max) or k_max < 1:
+            raise ValueError(f"num_summary_tokens must be an integer of at least 1, got {k_max!r}.")
+        is_list = isinstance(lengths, (list, tuple)) and len(lengths) > 0
+        if lengths is not None and not (is_list and all(_is_integer(k) and 1 <= k <= k_max for k in lengths)):
+            raise ValueError(
+                f"summary_lengths must be a non-empty list of integers in 1..{k_max} (num_summary_tokens), "
+                f"got {lengths!r}."
+            )
+        if self.adapters is not None:
+            self._validate_adapters()
+        numbers = ("autoregressive_loss_weight", "contrastive_loss_weight", "initial_temperature", "min_temperature")
+        for name in numbers:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
+        if not 0 < self.min_temperature <= self.initial_temperature:
+            raise ValueError(
+                "Temperatures must satisfy 0 < min_temperature <= initial_temperature, got "
+                f"min_temperature={self.min_temperature!r}, initial_temperature={self.initial_temperature!r}."
+            )
+        for name in ("image_prompt", "text_prompt"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{name} must be a non-empty text, got {value!r}.")
+
+    def _validate_adapters(self) -> None:
+        if not isinstance(self.adapters, dict) or sorted(self.adapters) != sorted(STAGES):
+            raise ValueError(f"adapters must be a dict with the stages {list(STAGES)}, got {self.adapters!r}.")
+        allowed = set(LoraConfig.__dataclass_fields__)
+        for stage, lora in self.adapters.items():
+            unknown = sorted(set(lora) - allowed)
+            if unknown:
+                raise ValueError(
+                    f"adapters[{stage!r}] has unknown key(s) {unknown}; they are arguments of peft.LoraConfig: "
+                    f"{sorted(allowed)}."
+                )
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """The config of the backbone's language model: what caches and generation are built from."""
+        if self.backbone_config is None:
+            return self
+        return self.backbone_config.get_text_config(*args, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        if isinstance(self.backbone_config, PreTrainedConfig):
+            output["backbone_config"] = self.backbone_config.to_dict()
+        return output
+
+
+def check_num_summary_tokens(value: int | None, config: Fwd2BotConfig) -> int:
+    """`value`, or the configured length where it is None; an error unless it is in 1..num_summary_tokens."""
+    if value is None:
+        return config.num_summary_tokens
+    if not _is_integer(value):
+        raise TypeError(f"num_summary_tokens must be an integer, got {value!r} of type {type(value).__name__}.")
+    if not 1 <= value <= config.num_summary_tokens:
+        raise ValueError(
+            f"num_summary_tokens={value} is out of range: this model has {config.num_summary_tokens} summary queries. "
+            f"Choose 1 to {config.num_summary_tokens}; it was trained at {config.summary_lengths}."
+        )
+    return value
+
+
+def _config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
+    values = dict(values)
+    model_type = values.pop("model_type", None)
+    if model_type is None:
+        raise ValueError(
+            "backbone_config has no 'model_type'. Give the backbone's own config, for example "
+            "AutoConfig.from_pretrained(backbone).to_dict()."
+        )
+    return AutoConfig.for_model(model_type, **values)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _own_fields(cls: type) -> set[str]:
+    return set(cls.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
+
+
+def _powers_of_two(largest: int) -> list[int]:
+    lengths = [2**power for power in range(16) if 2**power <= largest]
+    return lengths if largest in lengths else [*lengths, largest]

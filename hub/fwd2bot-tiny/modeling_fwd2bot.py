@@ -1,0 +1,413 @@
+"""`Fwd2BotForConditionalGeneration`: an LVLM that compresses its own image tokens, and answers from the result.
+
+Compress pass: the backbone reads `[image][prompt][k summary queries]`; its last hidden states at the queries, through
+the summary projector, are the summary. Generate pass: the same backbone reads a prompt in which the summary stands in
+place of the image, and answers. Source: Fwd2Bot (arXiv 2503.21757) and its NeurIPS 2025 version, "Compress & Cache".
+"""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .adapters_fwd2bot import (
+    checkpoint_stage,
+    drop_vision,
+    install_adapter,
+    install_queries,
+    is_adapter_parameter,
+    linear_layer_names,
+    run_stage,
+)
+from .checkpoint_fwd2bot import CheckpointMixin, check_loading_info
+from .configuration_fwd2bot import STAGES, Fwd2BotConfig, check_num_summary_tokens
+from .generation_fwd2bot import SummaryGenerationMixin, take_prefixed
+from .losses_fwd2bot import autoregressive_loss, contrastive_loss
+from .packing_fwd2bot import packed_attention_mask
+from .placeholders_fwd2bot import (
+    check_placeholders,
+    count_placeholders,
+    expand_placeholders,
+    position_ids_from_mask,
+)
+from .summary_fwd2bot import Fwd2BotSummary, pool_summary
+
+
+@dataclass
+class Fwd2BotOutput(ModelOutput):
+    """What `forward` returns.
+
+    Args:
+        loss: scalar, the weighted sum of the two losses below, as far as their inputs were given.
+        autoregressive_loss, contrastive_loss: scalars, unweighted.
+        logits: `(N, L', V)`, L' the length of the prompts with their summaries in place.
+        summary: [`Fwd2BotSummary`] of the images, with gradients.
+        image_embeds: `(N, e)`, text_embeds: `(M, e)`, float32 of unit norm, at the largest length of this batch.
+    """
+
+    loss: torch.Tensor | None = None
+    autoregressive_loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    summary: Fwd2BotSummary | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    past_key_values: Any | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, PreTrainedModel):
+    """A frozen LVLM with two stage adapters, learned summary queries and a summary projector.
+
+    Load it with `from_pretrained`, or make an untrained one of any LVLM with `from_backbone`.
+    """
+
+    config_class = Fwd2BotConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: Fwd2BotConfig, backbone: PreTrainedModel | None = None, stage: str | None = None):
+        if stage not in (None, *STAGES, "text"):
+            raise ValueError(f"stage={stage!r} is unknown; choose None (all), 'compress', 'generate' or 'text'.")
+        missing = [name for name in ("backbone_config", "adapters") if getattr(config, name) is None]
+        if missing:
+            raise ValueError(
+                f"The config has no {' and no '.join(missing)}. Make an untrained model with "
+                "Fwd2BotForConditionalGeneration.from_backbone, which fills them in."
+            )
+        super().__init__(config)
+        self.stage = stage
+        if backbone is None:
+            backbone = AutoModelForImageTextToText.from_config(
+                config.backbone_config,
+                attn_implementation=config._attn_implementation,
+                dtype=torch.get_default_dtype(),
+            )
+        self.backbone = backbone
+        width = config.get_text_config().hidden_size
+        install_queries(backbone.get_input_embeddings(), torch.randn(config.num_summary_tokens, width) * 0.02)
+        self._left_out = []
+        for name in STAGES:
+            if stage in (None, "text", name):
+                install_adapter(backbone.get_decoder(), name, config.adapters[name])
+            else:
+                self._left_out.append(rf"\.lora_(A|B)\.{name}\.")
+        if stage in ("generate", "text"):
+            self._left_out += drop_vision(backbone)
+        self.summary_projector = nn.Linear(width, width)
+        nn.init.zeros_(self.summary_projector.bias)
+        nn.init.eye_(self.summary_projector.weight)
+        with torch.no_grad():
+            self.summary_projector.weight.mul_(0.1)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.initial_temperature)))
+        self.post_init()
+        self._keys_to_ignore_on_load_unexpected.update(self._left_out)
+        if backbone.generation_config is not None:
+            self.generation_config = backbone.generation_config
+
+    def init_weights(self) -> None:
+        # Every part initialises itself; a second pass would undo LoRA's zero B and a trained backbone's weights.
+        self.tie_weights(recompute_mapping=False)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: PreTrainedModel | str | os.PathLike,
+        *,
+        num_summary_tokens: int = 16,
+        summary_lengths: list[int] | None = None,
+        lora_rank: int = 16,
+        lora_alpha: int | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> "Fwd2BotForConditionalGeneration":
+        """An untrained Fwd2Bot around an LVLM, whose weights it never changes.
+
+        Args:
+            backbone: a model of `AutoModelForImageTextToText`, or the id or path of one (at `revision`).
+            num_summary_tokens, summary_lengths: see [`Fwd2BotConfig`].
+            lora_rank, lora_alpha: of both stage adapters, on every linear layer of the language model; alpha = rank
+                by default (VladVA, arXiv 2412.04378, uses 16 and 16).
+            kwargs: further fields of [`Fwd2BotConfig`].
+
+        Raises:
+            TypeError, ValueError: for a model that reads no images, or one that carries adapters already.
+        """
+        if isinstance(backbone, (str, os.PathLike)):
+            path = backbone
+            backbone, info = AutoModelForImageTextToText.from_pretrained(
+                path, revision=revision, output_loading_info=True
+            )
+            check_loading_info({**info, "unexpected_keys": ()}, path)
+        if not isinstance(backbone, PreTrainedModel) or not hasattr(backbone.config, "vision_config"):
+            raise TypeError(
+                f"{type(backbone).__name__} is no vision-language model. Give a model of "
+                "transformers.AutoModelForImageTextToText, or the id or path of one."
+            )
+        if any(is_adapter_parameter(name) for name, _ in backbone.named_parameters()):
+            raise ValueError(
+                f"This {type(backbone).__name__} carries LoRA adapters already. Give it as it was loaded."
+            )
+        lora = {
+            "r": lora_rank,
+            "lora_alpha": lora_rank if lora_alpha is None else lora_alpha,
+            "target_modules": linear_layer_names(backbone.get_decoder()),
+        }
+        config = Fwd2BotConfig(
+            backbone_config=backbone.config,
+            backbone_name_or_path=backbone.config.name_or_path or None,
+            backbone_revision=revision,
+            num_summary_tokens=num_summary_tokens,
+            summary_lengths=summary_lengths,
+            adapters={stage: dict(lora) for stage in STAGES},
+            **kwargs,
+        )
+        config._attn_implementation = backbone.config._attn_implementation
+        model = cls(config, backbone=backbone)
+        for parameter in model.mark_trainable().values():  # alone: a cast of all would round the rotary frequencies
+            parameter.data = parameter.data.to(dtype=backbone.dtype, device=backbone.device)
+        return model.train(backbone.training)
+
+    # What trains
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that Fwd2Bot adds to the backbone, by name."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if is_adapter_parameter(name)
+            or name.endswith(".summary_queries")
+            or name.startswith("summary_projector.")
+            or name == "logit_scale"
+        }
+
+    def mark_trainable(self) -> dict[str, nn.Parameter]:
+        """Set `requires_grad` on exactly the parameters of `trained_parameters()`, and return those."""
+        trained = self.trained_parameters()
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in trained)
+        return trained
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs: Any
+    ) -> None:
+        super()._set_gradient_checkpointing(enable, checkpoint_stage(gradient_checkpointing_func), **kwargs)
+
+    # Shortcuts into the backbone
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.backbone.get_output_embeddings()
+
+    def get_decoder(self) -> nn.Module:
+        return self.backbone.get_decoder()
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        raise NotImplementedError(
+            "The ids after the vocabulary are the summary queries, so it cannot grow once they are in place. Resize "
+            "the backbone first, then wrap it with from_backbone."
+        )
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the image placeholder."""
+        return self.config.backbone_config.image_token_id
+
+    @property
+    def _pad_token_id(self) -> int:
+        pad = self.generation_config.pad_token_id if self.generation_config is not None else None
+        pad = self.config.get_text_config().pad_token_id if pad is None else pad
+        return 0 if pad is None else pad
+
+    # The two passes
+
+    def _compress_pass(
+        self,
+        num_summary_tokens: int,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **inputs: Any,
+    ) -> torch.Tensor:
+        """`[image or text][prompt]` rows `(N, L)` -> summary tokens `(N, k, d)`, with gradients."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        num_rows = len(input_ids)
+        first_query = self.get_input_embeddings().num_embeddings
+        query_ids = torch.arange(first_query, first_query + num_summary_tokens, device=input_ids.device)
+        input_ids = torch.cat([input_ids, query_ids.expand(num_rows, -1)], 1)  # (N, L + k)
+        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(num_rows, num_summary_tokens)], 1)
+        with run_stage("compress"):
+            hidden = self.backbone.base_model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids_from_mask(attention_mask),
+                use_cache=False,
+                **inputs,
+            ).last_hidden_state  # (N, L + k, d)
+        return self.summary_projector(hidden[:, -num_summary_tokens:])
+
+    def _insert(self, summary: Fwd2BotSummary, expanded: dict[str, torch.Tensor]) -> torch.Tensor:
+        """`(N, L', d)` input embeddings of the expanded prompts, the summary tokens at their slots."""
+        embeds = self.get_input_embeddings()(expanded["input_ids"])
+        tokens = summary.tokens[summary.mask].to(embeds.dtype)  # (T, d), T = sum of lengths
+        return embeds.masked_scatter(expanded["slots"].unsqueeze(-1), tokens)
+
+    def _draw_lengths(self, num_images: int, num_summary_tokens: int | None) -> tuple[torch.Tensor, list[int]]:
+        """`(N,)` length per image for the generate pass, and the lengths at which the contrastive loss is taken.
+
+        Both are the given length; in training, without one, draws from `config.summary_lengths`, and all of it.
+        """
+        if num_summary_tokens is not None or not self.training:
+            k = check_num_summary_tokens(num_summary_tokens, self.config)
+            return torch.full((num_images,), k), [k]
+        choices = torch.tensor(self.config.summary_lengths)
+        return choices[torch.randint(len(choices), (num_images,))], choices.tolist()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        segment_ids: torch.LongTensor | None = None,
+        num_summary_tokens: int | None = None,
+        text_input_ids: torch.LongTensor | None = None,
+        text_attention_mask: torch.Tensor | None = None,
+        text_image: torch.LongTensor | None = None,
+        text_image_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Fwd2BotOutput:
+        """One training batch through both passes; without `compress_` inputs, the generate pass on words alone.
+
+        Args:
+            input_ids, attention_mask, labels: `(N, L)` instructions with one placeholder per image, and what to learn
+                (-100 elsewhere).
+            compress_input_ids, compress_attention_mask, compress_pixel_values, ...: `process_images` of the images,
+                keys prefixed; the i-th image belongs to the i-th placeholder.
+            segment_ids: `(N, L)`, for rows that pack many conversations about one image: 0 for the shared prefix, s
+                for the s-th conversation, which sees the prefix and itself.
+            num_summary_tokens: length k for all images. Default: in training, one drawn per image from
+                `config.summary_lengths`; in evaluation `config.num_summary_tokens`.
+            text_input_ids, text_attention_mask: `(M, T)` `process_texts` of captions, for the contrastive loss, which
+                is averaged over `config.summary_lengths` when the length is drawn.
+            text_image, text_image_mask: see `losses_fwd2bot.contrastive_loss`. Default: text i describes image i.
+            position_ids, inputs_embeds, logits_to_keep, ...: of one step of generation; not together with images.
+            num_items_in_batch: labels in all batches of one optimiser step, as `Trainer` counts them.
+
+        Returns:
+            [`Fwd2BotOutput`].
+
+        Raises:
+            TypeError, ValueError: for inputs that do not fit together, before any compute.
+        """
+        compress_inputs = take_prefixed(kwargs, "compress_")
+        if not compress_inputs:
+            if text_input_ids is not None or segment_ids is not None:
+                raise ValueError("Captions and segment_ids need images: give the `compress_` tensors as well.")
+            self._require_stage("generate")
+            with run_stage("generate"):
+                output = self.backbone(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    position_ids=position_ids,
+                    inputs_embeds=inputs_embeds,
+                    logits_to_keep=logits_to_keep,
+                    **kwargs,
+                )
+            loss = None if labels is None else autoregressive_loss(output.logits, labels, num_items_in_batch)
+            return Fwd2BotOutput(
+                loss=loss,
+                autoregressive_loss=loss,
+                logits=output.logits,
+                past_key_values=output.past_key_values,
+                hidden_states=output.hidden_states,
+                attentions=output.attentions,
+            )
+        if kwargs or inputs_embeds is not None or position_ids is not None:
+            raise TypeError(f"forward() on images takes no {sorted(kwargs) or 'inputs_embeds or position_ids'}.")
+        compress_inputs = self._check_compress_inputs(compress_inputs)
+        num_images = len(compress_inputs["input_ids"])
+        lengths, pooled = self._draw_lengths(num_images, num_summary_tokens)
+        if input_ids is not None:
+            self._require_stage("generate")
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            check_placeholders(count_placeholders(input_ids, mask, self.image_token_id), num_images)
+
+        k_max = max(pooled)
+        tokens = self._compress_pass(k_max, **compress_inputs)  # (N, k_max, d)
+        output = Fwd2BotOutput(summary=Fwd2BotSummary(tokens, lengths))
+        output.image_embeds = pool_summary(tokens, k_max)
+        losses = []
+        share = 1.0  # of this batch in its optimiser step, over which the contrastive loss is averaged
+        if input_ids is not None:
+            output.logits, labels = self._generate_pass(output.summary, input_ids, mask, labels, segment_ids)
+            if labels is not None:
+                output.autoregressive_loss = autoregressive_loss(output.logits, labels, num_items_in_batch)
+                losses.append(self.config.autoregressive_loss_weight * output.autoregressive_loss)
+                if num_items_in_batch is not None:
+                    share = (labels[:, 1:] != -100).sum() / num_items_in_batch
+        if text_input_ids is not None:
+            text_tokens = self._compress_pass(k_max, text_input_ids, text_attention_mask)  # (M, k_max, d)
+            output.text_embeds = pool_summary(text_tokens, k_max)
+            if text_image is None:
+                text_image = torch.arange(len(text_tokens), device=text_tokens.device)
+            scale = self._logit_scale()
+            pairs = [(pool_summary(tokens, k), pool_summary(text_tokens, k)) for k in pooled]
+            output.contrastive_loss = torch.stack(
+                [contrastive_loss(images, texts, scale, text_image, text_image_mask) for images, texts in pairs]
+            ).mean()
+            losses.append(self.config.contrastive_loss_weight * share * output.contrastive_loss)
+        output.loss = sum(losses) if losses else None
+        return output
+
+    def _generate_pass(
+        self,
+        summary: Fwd2BotSummary,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor | None,
+        segment_ids: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits `(N, L', V)` of the prompts with their summaries in place, and the labels `(N, L')` moved along."""
+        expanded = expand_placeholders(
+            input_ids, attention_mask, summary.lengths, self.image_token_id, self._pad_token_id, labels, segment_ids
+        )
+        embeds = self._insert(summary, expanded)
+        mask = expanded["attention_mask"]
+        position_ids = position_ids_from_mask(mask)
+        if segment_ids is not None:
+            visible, position_ids = packed_attention_mask(expanded["segment_ids"], mask)
+            # Additive: eager attention adds the mask to its scores, and SDPA takes it as well.
+            mask = torch.zeros_like(visible, dtype=embeds.dtype)
+            mask = mask.masked_fill(~visible, torch.finfo(embeds.dtype).min)  # (N, 1, L', L')
+        with run_stage("generate"):
+            logits = self.backbone(
+                inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, use_cache=False
+            ).logits
+        return logits, expanded.get("labels")
+
+    def _logit_scale(self) -> torch.Tensor:
+        """1 / temperature; the parameter itself is clamped, so that it can always move back."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(max=math.log(1 / self.config.min_temperature))
+        return self.logit_scale.exp()

@@ -1,0 +1,246 @@
+"""What the three pipelines share: every sort of input, batches, progress, saving."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from transformers import Pipeline
+from transformers.utils import logging
+
+PICTURE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+NO_SUMMARY = (
+    "summary must be a Fwd2BotSummary or a (N, k, d) tensor, got {}. Load a file of summaries with "
+    "Fwd2BotSummary.load_file."
+)
+BAR_DELAY = 2.0  # seconds that a list may take before a progress bar appears
+
+
+class BatchedPipeline(Pipeline):
+    """A `Pipeline` whose batch is the list of what `preprocess` returned, so that the processor makes the tensors.
+
+    transformers' own batches pad the tensors of single inputs, which fits no processor whose pictures differ in their
+    number of patches. Here `_forward` takes a list and returns a list of the same length.
+
+    What a call returns follows what it was given: for one input one output, for a list or tuple a list, and for a data
+    set or an iterator an iterator that works as it is read.
+
+    Args:
+        batch_size: inputs that go through the model at once, 1 by default; here or in the call. It changes no result.
+        num_workers: processes that read and decode the inputs ahead, 0 by default; here or in the call.
+        progress: whether a list shows a progress bar: True, False, or None for one after two seconds.
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+
+    def __init__(self, *args: Any, progress: bool | None = None, **kwargs: Any):
+        self._progress = progress
+        super().__init__(*args, **kwargs)
+        if self.processor is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a processor beside the model. Give "
+                "processor=AutoProcessor.from_pretrained(path), or name the checkpoint: pipeline(task, model=path)."
+            )
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        progress: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run prepared `inputs`: one, a list, or a [`Rows`] or iterator; subclasses say what they take."""
+        batch_size = _first(batch_size, self._batch_size, 1)
+        num_workers = _first(num_workers, self._num_workers, 0)
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        parameters = [
+            {**ours, **given}
+            for ours, given in zip(
+                (self._preprocess_params, self._forward_params, self._postprocess_params),
+                self._sanitize_parameters(**kwargs),
+                strict=True,
+            )
+        ]
+        self.call_count += 1
+        if not isinstance(inputs, (list, Dataset, Iterator)):
+            return self.run_single(inputs, *parameters)
+        iterator = self.get_iterator(inputs, num_workers, batch_size, *parameters)
+        if not isinstance(inputs, list):
+            return iterator
+        progress = _first(progress, self._progress)
+        bar = logging.tqdm(
+            iterator,
+            total=len(inputs),
+            desc=self.task or None,
+            delay=0 if progress else BAR_DELAY,
+            disable=progress is False,
+        )
+        return list(bar)
+
+    def run_single(self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> Any:
+        [output] = self.forward([self.preprocess(inputs, **preprocess_params)], **forward_params)
+        return self.postprocess(output, **postprocess_params)
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict,
+        forward_params: dict,
+        postprocess_params: dict,
+    ) -> Iterator[Any]:
+        if isinstance(inputs, Sized):
+            prepared = _Prepared(inputs, self._prepare, preprocess_params)
+        else:
+            prepared = _PreparedStream(inputs, self._prepare, preprocess_params)
+            num_workers = min(num_workers, 1)  # every worker would read the whole stream
+        for batch in DataLoader(prepared, num_workers=num_workers, batch_size=batch_size, collate_fn=list):
+            for output in self.forward(batch, **forward_params):
+                yield self.postprocess(output, **postprocess_params)
+
+    def _prepare(self, index: int, value: Any, parameters: dict) -> Any:
+        return _named(self.input_name(index, value), lambda value: self.preprocess(value, **parameters), value)
+
+    def input_name(self, index: int, value: Any) -> str:
+        """What an error calls an input that cannot be read."""
+        return f"Input {index}"
+
+    def compress_pictures(self, pictures: list[Image.Image], num_summary_tokens: int | None) -> Any:
+        """The model's summary of loaded pictures, on the model's device."""
+        inputs = self.processor.process_images(pictures).to(self.device)
+        return self.model.compress(**inputs, num_summary_tokens=num_summary_tokens)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Write model, processor and code: a folder that `pipeline(task, model=…)` loads, for all three tasks."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+
+class Rows(Dataset):
+    """The rows of a data set, each handed to `function` when it is read."""
+
+    def __init__(self, rows: Any, function: Callable[[Any], Any]):
+        self.rows = rows
+        self.function = function
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.function(self.rows[index])
+
+
+def each_input(values: Any, function: Callable[[Any], Any], what: str, columns: tuple[str, ...] = ()) -> Any:
+    """Several inputs in the form that [`BatchedPipeline`] runs, each through `function`.
+
+    Args:
+        values: a list or tuple, gone through at once, so that a bad input is found before any compute; or a data set,
+            an iterator or another iterable, gone through as it is read.
+        what: what the inputs are, for messages.
+        columns: the only columns that are read, where `values` is a `datasets.Dataset`.
+
+    Raises:
+        ValueError: for an empty list, naming the place of a bad input in a list. TypeError: for what is no collection.
+    """
+    if isinstance(values, (list, tuple)):
+        if not values:
+            raise ValueError(f"No {what} was given: the list is empty.")
+        return [_named(f"{what.capitalize()} {index}", function, value) for index, value in enumerate(values)]
+    if isinstance(values, Mapping):
+        raise TypeError(f"{type(values).__name__} is a mapping. Choose one of its entries: {sorted(values)[:8]}.")
+    names = getattr(values, "column_names", None)
+    if names and columns:
+        found = [name for name in columns if name in names]
+        if not found:
+            raise ValueError(
+                f"The data set has the columns {list(names)}, none of which is {' or '.join(map(repr, columns))}. "
+                "Rename one with rename_column, or give one alone, as in dataset['photo']."
+            )
+        values = values.select_columns(found)
+    if isinstance(values, Sized) and hasattr(values, "__getitem__"):
+        return Rows(values, function)
+    if isinstance(values, Iterable):
+        return (function(value) for value in values)
+    raise TypeError(f"Expected a {what}, a list of them, a data set or an iterator, got {type(values).__name__}.")
+
+
+def is_picture(value: Any) -> bool:
+    """Whether the type of `value` is one that the processor's `load_image` takes."""
+    return isinstance(value, PICTURE_TYPES)
+
+
+def is_summary(value: Any) -> bool:
+    """Whether `value` is a Fwd2BotSummary, of whichever copy of its module, or a tensor that may stand for one."""
+    return isinstance(value, torch.Tensor) or (hasattr(value, "tokens") and hasattr(value, "lengths"))
+
+
+def checked_picture(value: Any) -> Any:
+    """`value`, or its entry "image" where it is a row of a data set; checked as far as that needs no reading."""
+    if isinstance(value, Mapping) and "image" in value:
+        value = value["image"]
+    if not is_picture(value):
+        raise TypeError(
+            f"A picture must be a path, a URL, bytes, a PIL.Image or a uint8 array, got {type(value).__name__}."
+        )
+    if isinstance(value, (str, os.PathLike)) and not is_url(value) and not os.path.isfile(value):
+        raise FileNotFoundError(f"Picture {str(value)!r} does not exist or is no file.")
+    return value
+
+
+def is_url(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("http://", "https://"))
+
+
+def refuse_unknown(unknown: Mapping[str, Any], pipeline: Pipeline, allowed: Iterable[str]) -> None:
+    """Raise `TypeError` when arguments are left over, naming the allowed ones."""
+    if unknown:
+        raise TypeError(
+            f"{type(pipeline).__name__} has no argument {', '.join(map(repr, unknown))}. It takes: "
+            f"{', '.join(allowed)}."
+        )
+
+
+class _Prepared(Dataset):
+    def __init__(self, inputs: Any, prepare: Callable[[int, Any, dict], Any], parameters: dict):
+        self.inputs, self.prepare, self.parameters = inputs, prepare, parameters
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.prepare(index, self.inputs[index], self.parameters)
+
+
+class _PreparedStream(IterableDataset):
+    def __init__(self, inputs: Iterable[Any], prepare: Callable[[int, Any, dict], Any], parameters: dict):
+        self.inputs, self.prepare, self.parameters = inputs, prepare, parameters
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.prepare(index, value, self.parameters) for index, value in enumerate(self.inputs))
+
+
+def _named(name: str, function: Callable[[Any], Any], value: Any) -> Any:
+    """`function(value)`; an error about the value says which it is."""
+    try:
+        return function(value)
+    except (TypeError, ValueError, FileNotFoundError) as error:
+        if type(error) not in (TypeError, ValueError, FileNotFoundError):
+            raise  # a subclass, which may be made of other arguments
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is not None."""
+    return next((value for value in values if value is not None), None)

@@ -1,0 +1,80 @@
+"""Padding and image placeholders: where a summary takes the place of an image in a batch of prompts. Pure tensors."""
+
+import torch
+
+
+def position_ids_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
+    """`(N, L)` positions that count tokens, not padding: `[[0, 1, 1]]` -> `[[0, 0, 1]]`."""
+    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def count_placeholders(input_ids: torch.Tensor, attention_mask: torch.Tensor, image_token_id: int) -> torch.Tensor:
+    """`(N,)` number of image placeholders in each row."""
+    return ((input_ids == image_token_id) & attention_mask.bool()).sum(1)
+
+
+def check_placeholders(per_row: torch.Tensor, num_summaries: int) -> None:
+    """Raise `ValueError` unless the prompts hold exactly one placeholder per summary; prints both counts."""
+    total = int(per_row.sum())
+    if total != num_summaries:
+        raise ValueError(
+            f"The prompts hold {total} image placeholder(s) ({per_row.tolist()} per row), but {num_summaries} "
+            "image(s) or summaries were given. Give one per placeholder, in the order of the prompts."
+        )
+
+
+def expand_placeholders(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    lengths: torch.Tensor,
+    image_token_id: int,
+    pad_token_id: int,
+    labels: torch.Tensor | None = None,
+    segment_ids: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """Repeat the i-th image placeholder of the batch `lengths[i]` times, and pad the rows anew on the left.
+
+    Args:
+        input_ids, attention_mask: `(N, L)` prompts with one placeholder per summary, padded on either side.
+        lengths: `(S,)` number of summary tokens for each placeholder, row by row.
+        labels, segment_ids: `(N, L)`, carried along; a label at a placeholder becomes -100.
+
+    Returns:
+        `input_ids`, `attention_mask` `(N, L')`, `slots` `(N, L')` bool (true where a summary token goes), and `labels`
+        and `segment_ids` where they were given.
+
+    Example: ids `[[9, 5]]`, placeholder 9, lengths `[3]` -> ids `[[9, 9, 9, 5]]`, slots `[[1, 1, 1, 0]]`.
+
+    Raises:
+        ValueError: when placeholders and summaries differ in number.
+    """
+    num_rows, width = input_ids.shape
+    keep = attention_mask.bool()
+    is_placeholder = (input_ids == image_token_id) & keep
+    check_placeholders(is_placeholder.sum(1), len(lengths))
+
+    repeats = keep.long().masked_scatter(is_placeholder, lengths.to(input_ids.device, torch.long))  # (N, L)
+    new_lengths = repeats.sum(1)  # (N,)
+    new_width = int(new_lengths.max())
+    source = torch.repeat_interleave(
+        torch.arange(num_rows * width, device=input_ids.device), repeats.flatten()
+    )  # (T,), T = all tokens of the batch
+    row = source // width
+    first = new_lengths.cumsum(0) - new_lengths  # index in T of each row's first token
+    column = torch.arange(len(source), device=input_ids.device) - first[row] + (new_width - new_lengths)[row]
+
+    def spread(values: torch.Tensor, fill: int) -> torch.Tensor:
+        out = values.new_full((num_rows, new_width), fill)
+        out[row, column] = values.flatten()[source]
+        return out
+
+    expanded = {
+        "input_ids": spread(input_ids, pad_token_id),
+        "attention_mask": spread(attention_mask, 0),
+        "slots": spread(is_placeholder, False),
+    }
+    if labels is not None:
+        expanded["labels"] = spread(labels.masked_fill(is_placeholder, -100), -100)
+    if segment_ids is not None:
+        expanded["segment_ids"] = spread(segment_ids, 0)
+    return expanded

@@ -1,0 +1,354 @@
+"""`Fwd2BotProcessor`: images and texts to tensors, by the backbone's own processor and chat template."""
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
+from http.client import HTTPException
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import numpy as np
+import transformers
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import TextKwargs
+from transformers.utils import cached_file
+
+from .checkpoint_fwd2bot import AUTO_MAP
+
+IMAGE_PROMPT = "Summarize the image in a few words."
+TEXT_PROMPT = "Summarize the sentence in a few words."
+MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own limit, where it begins to warn of decompression bombs
+MAX_DOWNLOAD = 100_000_000  # bytes of a picture behind a URL
+CONFIG_NAME = "processor_config.json"
+URL_TIMEOUT = 30  # seconds
+
+# A fast tokenizer keeps its padding as a state, so calls from several threads must not overlap.
+_tokenizing = threading.Lock()
+
+
+def load_image(image: Any) -> Image.Image:
+    """Any picture as RGB, the same from a path, from bytes and from PIL.
+
+    EXIF orientation is applied, transparency is laid on white, an animation gives its first frame.
+
+    Args:
+        image: a path, a URL (http, https), bytes, a `PIL.Image`, or a `(height, width[, 3 or 4])` uint8 array.
+
+    Raises:
+        TypeError: for another type. ValueError: for a picture that cannot be read to its end, or one of more than
+            `MAX_IMAGE_PIXELS` pixels. FileNotFoundError: for a path that is not there.
+    """
+    name = (
+        f"Image {str(image)[:200]!r}"
+        if isinstance(image, (str, os.PathLike))
+        else f"An image ({type(image).__name__})"
+    )
+    source = _picture_source(image, name)
+    limits = f"allowed are 1 to {MAX_IMAGE_PIXELS:,} in all. Resize it first."
+    try:
+        # Only what is opened here is closed here.
+        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as picture:
+            width, height = picture.size
+            if 1 <= width * height <= MAX_IMAGE_PIXELS:
+                return _to_rgb(picture)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} is no picture in a format that Pillow {Image.__version__} reads.") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} has too many pixels ({error}); {limits}") from error
+    except Exception as error:  # Pillow's decoders raise many types for a damaged file
+        raise ValueError(f"{name} cannot be read: {error}. It is damaged or incomplete; replace it.") from error
+    raise ValueError(f"{name} has {width} x {height} pixels; {limits}")
+
+
+class Fwd2BotProcessor(ProcessorMixin):
+    """Wraps the processor of the backbone; adds the two prompts of the compress pass.
+
+    Args:
+        backbone_processor: the backbone's own processor, with a chat template.
+        image_prompt, text_prompt: what follows the image, or the text, in the compress pass.
+    """
+
+    def __init__(
+        self, backbone_processor: Any = None, image_prompt: str = IMAGE_PROMPT, text_prompt: str = TEXT_PROMPT
+    ):
+        # ProcessorMixin.__init__ is left out: it wants the parts, which belong to the backbone's processor.
+        if not hasattr(backbone_processor, "image_processor") or not hasattr(backbone_processor, "tokenizer"):
+            raise TypeError(
+                "backbone_processor must be the processor of a vision-language model, with an image processor and a "
+                f"tokenizer, got {type(backbone_processor).__name__}. Load it with AutoProcessor.from_pretrained."
+            )
+        self.backbone_processor = backbone_processor
+        self.image_processor = backbone_processor.image_processor
+        self.tokenizer = backbone_processor.tokenizer
+        self.chat_template = backbone_processor.chat_template or self.tokenizer.chat_template
+        if self.chat_template is None:
+            raise ValueError(
+                f"{type(backbone_processor).__name__} has no chat template, which Fwd2Bot's prompts are made with. "
+                "Set backbone_processor.chat_template."
+            )
+        self.image_prompt = image_prompt
+        self.text_prompt = text_prompt
+        self.image_token = getattr(backbone_processor, "image_token", None) or self.tokenizer.image_token
+        self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
+
+    load_image = staticmethod(load_image)  # for the pipelines, which decode pictures ahead of the model
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return []  # the parts are saved and loaded by the backbone's processor
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [
+            "input_ids",
+            "attention_mask",
+            *(f"compress_{name}" for name in self.backbone_processor.model_input_names),
+        ]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        padding: bool | str = True,
+        padding_side: str = "left",
+        return_tensors: str = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prompts, with one image token per image, and the images' compress inputs.
+
+        Args:
+            images: a picture, a list of pictures, or a list of lists; their number equals that of the image tokens in
+                `text`, in order. What a picture may be: see [`load_image`].
+            text: prompts, as `apply_chat_template` gives them. Without `text`, the compress inputs alone.
+            padding, padding_side: of the prompts.
+            kwargs: further options of the tokenizer, such as `truncation` and `max_length`.
+
+        Returns:
+            `input_ids`, `attention_mask` `(N, L)`; with images also the tensors of `process_images`, keys prefixed
+            with `compress_`.
+
+        Raises:
+            ValueError: when image tokens and images differ in number (with `images` given), or for an empty list.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors={return_tensors!r} is not supported; the only one is 'pt'.")
+        if images is None and text is None:
+            raise ValueError("Nothing to process: give text, images or both.")
+        options = {name: value for name, value in kwargs.items() if value is not None}
+        unknown = sorted(set(options) - set(TextKwargs.__annotations__))
+        if unknown:
+            raise TypeError(
+                f"Unknown argument(s) {unknown}; allowed beside the named: {sorted(TextKwargs.__annotations__)}."
+            )
+        images = None if images is None else _flatten(images)
+        data: dict[str, Any] = {}
+        if text is not None:
+            texts = _check_texts(text)
+            options = {"padding": padding, "padding_side": padding_side, **options}
+            data.update(self._tokenize(texts, **options))
+            if images is not None:
+                found = [one.count(self.image_token) for one in texts]
+                if sum(found) != len(images):
+                    raise ValueError(
+                        f"The text holds {sum(found)} image token(s) {self.image_token!r} ({found} per prompt), but "
+                        f"{len(images)} image(s) were given. Put one into the text for each image."
+                    )
+        if images is not None:
+            data.update({f"compress_{name}": value for name, value in self.process_images(images).items()})
+        return BatchFeature({name: value for name, value in data.items() if name != "token_type_ids"})
+
+    def process_images(self, images: Any) -> BatchFeature:
+        """`[image][its prompt]`, a row per picture, left-padded: what `compress` and `embed` take.
+
+        Args:
+            images: a picture or a list of pictures; see [`load_image`].
+
+        Raises:
+            TypeError, ValueError: for an empty list, or a picture that cannot be used.
+        """
+        pictures = [load_image(image) for image in _flatten(images)]
+        prompt = self.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.image_prompt}]}],
+            add_generation_prompt=True,
+        )
+        with _tokenizing:
+            return self.backbone_processor(
+                images=[[picture] for picture in pictures],
+                text=[prompt] * len(pictures),
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
+                add_special_tokens=self._add_special([prompt]),
+            )
+
+    def process_texts(self, texts: str | Sequence[str]) -> BatchFeature:
+        """`[text][its prompt]`, a row per text, left-padded: what `embed` takes.
+
+        Raises:
+            TypeError, ValueError: for an empty list, an empty text, or one that is longer than the model reads.
+        """
+        texts = _check_texts(texts)
+        empty = [index for index, text in enumerate(texts) if not text.strip()]
+        if empty:
+            raise ValueError(f"Text {empty[0]} is empty. Give at least one word.")
+        prompts = [
+            self.apply_chat_template(
+                [{"role": "user", "content": [{"type": "text", "text": f"{text}\n{self.text_prompt}"}]}],
+                add_generation_prompt=True,
+            )
+            for text in (text.replace(self.image_token, " ") for text in texts)
+        ]
+        batch = self._tokenize(prompts, padding=True, padding_side="left")
+        length, limit = batch["input_ids"].shape[1], self.tokenizer.model_max_length
+        if length > limit:
+            longest = int(batch["attention_mask"].sum(1).argmax())
+            raise ValueError(
+                f"Text {longest} has {length} tokens with its prompt; the model reads {limit}. Shorten it."
+            )
+        return BatchFeature({name: batch[name] for name in ("input_ids", "attention_mask")})
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `ProcessorMixin.apply_chat_template`, by default with the text alone as the result (`tokenize=False`)."""
+        return super().apply_chat_template(conversation, *args, **kwargs)
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> str:
+        return self.tokenizer.decode(*args, **kwargs)
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Write the backbone's processor, and the class and prompts of this one into its `processor_config.json`."""
+        files = self.backbone_processor.save_pretrained(save_directory)
+        path = Path(save_directory) / CONFIG_NAME
+        settings = json.loads(path.read_text()) if path.exists() else {}
+        settings.update(
+            backbone_processor_class=type(self.backbone_processor).__name__,
+            processor_class=type(self).__name__,
+            image_prompt=self.image_prompt,
+            text_prompt=self.text_prompt,
+            auto_map={"AutoProcessor": AUTO_MAP["AutoProcessor"]},
+        )
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+            super().push_to_hub(repo_id, **kwargs)
+        return files
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "Fwd2BotProcessor":
+        """Load what `save_pretrained` wrote; `kwargs` go to the backbone's processor and to the Hub download."""
+        path = os.fspath(pretrained_model_name_or_path)
+        hub = {
+            key: kwargs[key]
+            for key in ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
+            if key in kwargs
+        }
+        settings = json.loads(Path(cached_file(path, CONFIG_NAME, **hub)).read_text())
+        backbone_class = settings.get("backbone_processor_class")
+        if backbone_class is None:
+            raise ValueError(
+                f"{path}/{CONFIG_NAME} names no backbone_processor_class: it is not a Fwd2Bot processor. Wrap another "
+                "one with Fwd2BotProcessor(backbone_processor)."
+            )
+        processor_class = getattr(transformers, backbone_class, None)
+        if not (isinstance(processor_class, type) and issubclass(processor_class, ProcessorMixin)):
+            raise ValueError(f"{path}/{CONFIG_NAME} names {backbone_class!r}, which is no processor of transformers.")
+        backbone_processor = processor_class.from_pretrained(path, **kwargs)
+        return cls(backbone_processor, image_prompt=settings["image_prompt"], text_prompt=settings["text_prompt"])
+
+    def _tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
+        with _tokenizing:
+            return self.tokenizer(
+                prompts, **{"return_tensors": "pt", "add_special_tokens": self._add_special(prompts), **options}
+            )
+
+    def _add_special(self, prompts: Sequence[str]) -> bool:
+        """Whether the tokenizer shall add its start token: not where the chat template has written it already."""
+        bos = self.tokenizer.bos_token
+        return not (bos and prompts[0].startswith(bos))
+
+
+def _check_texts(texts: str | Sequence[str]) -> list[str]:
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, Sequence):
+        raise TypeError(f"Text must be a str or a list of them, got {type(texts).__name__}.")
+    texts = list(texts)
+    if not texts:
+        raise ValueError("No text was given: the list is empty.")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"Text {index} must be a str, got {type(text).__name__}.")
+    return texts
+
+
+def _flatten(images: Any) -> list[Any]:
+    """A picture, a list of pictures or a list of lists -> a list of pictures."""
+    if not isinstance(images, (list, tuple)):
+        return [images]
+    flat = [picture for image in images for picture in (image if isinstance(image, (list, tuple)) else [image])]
+    if not flat:
+        raise ValueError("No image was given: the list is empty.")
+    return flat
+
+
+def _picture_source(image: Any, name: str) -> Any:
+    """What `PIL.Image.open` takes, or the `PIL.Image` itself."""
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
+            raise ValueError(
+                "An image array must be uint8 of shape (height, width), (height, width, 3) or (height, width, 4), got "
+                f"{image.dtype} {image.shape}."
+            )
+        return Image.fromarray(image)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return BytesIO(image)
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        try:
+            request = Request(image, headers={"User-Agent": "fwd2bot"})
+            with urlopen(request, timeout=URL_TIMEOUT) as response:
+                content = response.read(MAX_DOWNLOAD + 1)
+            if len(content) > MAX_DOWNLOAD:
+                raise ValueError(f"{name} has more than {MAX_DOWNLOAD:,} bytes. Download it and make it smaller.")
+            return BytesIO(content)
+        except (OSError, HTTPException) as error:
+            raise ValueError(f"{name} could not be fetched: {error}. Check the address and the network.") from error
+    if not isinstance(image, (str, os.PathLike)):
+        raise TypeError(
+            f"An image must be a path, a URL, bytes, a PIL.Image or a uint8 array, got {type(image).__name__}."
+        )
+    if not os.path.isfile(image):  # unlike Path.is_file, it takes a name of any length
+        raise FileNotFoundError(f"{name} does not exist or is no file.")
+    return image
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    picture = ImageOps.exif_transpose(picture)
+    picture.load()
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        values = np.asarray(picture, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("it holds NaN or infinity")
+        picture = Image.fromarray((values / (257 if values.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")

@@ -1,0 +1,249 @@
+"""`fwd2bot-retrieval`: pictures by a sentence, sentences by a picture, from one embedding space."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .pipeline_batches import (
+    NO_SUMMARY,
+    BatchedPipeline,
+    checked_picture,
+    each_input,
+    is_picture,
+    is_summary,
+    is_url,
+    refuse_unknown,
+)
+from .pipeline_memory import CandidateMemory, picture_key
+
+PARAMETERS = (
+    "images", "summary", "texts", "top_k", "num_summary_tokens", "batch_size", "num_workers", "progress"
+)  # fmt: skip
+MEMORY_SIZE = 100_000  # embeddings
+
+
+class RetrievalPipeline(BatchedPipeline):
+    """Search pictures, their summaries or texts by sentences or by pictures.
+
+    ```python
+    pipe = pipeline("fwd2bot-retrieval")
+    pipe("a dog on a green field", images=["a.jpg", "b.jpg"], top_k=1)     # [{"score": 0.71, "index": 1}]
+    pipe(["a dog", "a cat"], summary=summary)                              # a list of such lists
+    pipe(Path("a.jpg"), texts=["a dog", "a cat"])
+    ```
+
+    Args:
+        memory_size: number of candidates whose embeddings are remembered between calls.
+    """
+
+    def __init__(self, *args: Any, memory_size: int = MEMORY_SIZE, **kwargs: Any):
+        self._memory = CandidateMemory(memory_size)
+        super().__init__(*args, **kwargs)
+
+    def __call__(
+        self, queries: Any, *, images: Any = None, summary: Any = None, texts: Any = None, **kwargs: Any
+    ) -> Any:
+        """Rank candidates by the cosine of their embeddings with that of each query.
+
+        Args:
+            queries: a sentence (`str`); or a picture: a `pathlib.Path`, bytes, a `PIL.Image`, a uint8 array, or
+                `{"image": …}` with any picture, a URL too; or a summary of one picture. Or a list, or a data set or an
+                iterator of these. A `str` is always a sentence.
+            images, summary, texts: the candidates, exactly one of the three: pictures as `fwd2bot-compress` takes
+                them, a `Fwd2BotSummary` (or a `(N, k, d)` tensor), or sentences.
+            top_k: how many are returned, 5 by default; None for all.
+            num_summary_tokens: length k at which query and candidates are embedded. Default: that of the given
+                summaries, otherwise the largest that the model has.
+            batch_size, num_workers, progress: see [`BatchedPipeline`].
+
+        Candidates are embedded once, and remembered by their content: a file by its path, size and times, bytes and
+        pixels by their hash, a URL by its address, the last summary by its tensors. After training `pipe.model` any
+        further call `pipe.forget()`. Pictures are held in memory while they are embedded; for more than fit, compress
+        them with `fwd2bot-compress` and give `summary`.
+
+        Returns:
+            For one query `[{"score": float, "index": int}, …]`, best first, equal scores in the candidates' order.
+            For a list of queries a list of such lists; for a data set or an iterator an iterator of them.
+
+        Raises:
+            TypeError, ValueError, FileNotFoundError: before any compute for an empty list, a wrong type, a path that
+                is not there, `top_k` below 1, or when not exactly one of the three is given.
+        """
+        given = {"images": images, "summary": summary, "texts": texts}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(
+                "Give exactly one of images, summary and texts as the candidates, got "
+                f"{' and '.join(given) or 'none'}."
+            )
+        running = {name: kwargs.pop(name) for name in ("batch_size", "num_workers", "progress") if name in kwargs}
+        _, forward_params, _ = self._sanitize_parameters(**kwargs)
+        length = {**self._forward_params, **forward_params}.get("num_summary_tokens")
+        queries = _query(queries) if _is_one(queries) else each_input(queries, _query, "query")
+
+        if summary is not None:
+            if not is_summary(summary):
+                raise TypeError(NO_SUMMARY.format(type(summary).__name__))
+            kwargs["num_summary_tokens"] = self._length(length, queries, summary)
+            candidates = self._embed_summary(summary, kwargs["num_summary_tokens"])
+        else:
+            items = _candidates("images", images) if texts is None else _candidates("texts", texts)
+            kwargs["num_summary_tokens"] = self._length(length, queries)
+            candidates = self._embed_items(items, kwargs["num_summary_tokens"], running)
+        return super().__call__(queries, candidates=candidates, **kwargs, **running)
+
+    def forget(self) -> None:
+        """Forget the candidates of earlier calls."""
+        self._memory.forget()
+
+    def _length(self, length: int | None, queries: Any, *summaries: Any) -> int:
+        """The length k of this call: as asked for, else that of all summaries given, else the model's largest."""
+        if length is not None:
+            return length
+        queries = queries if isinstance(queries, list) else [queries] if isinstance(queries, dict) else []
+        summaries = [*summaries, *(query["summary"] for query in queries if "summary" in query)]
+        lengths = {length for summary in summaries for length in _lengths(summary)}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"The summaries have the lengths {sorted(lengths)}, and embeddings compare at equal length only. Give "
+                f"num_summary_tokens, at most {min(lengths)}."
+            )
+        return lengths.pop() if lengths else self.model.config.num_summary_tokens
+
+    def _embed_items(self, items: list[dict], length: int, running: dict) -> torch.Tensor:
+        """`(N, d)` embeddings of pictures or texts, from memory as far as they are in it."""
+        keys = []
+        for index, item in enumerate(items):
+            key = ("text", item.get("text"))
+            if "image" in item:
+                try:
+                    key, item["image"] = picture_key(item["image"], self.processor.load_image)
+                except (ValueError, OSError) as error:
+                    raise ValueError(f"Picture {index}: {error}") from error
+            keys.append((self._setting(length), key))
+
+        def embed(new: list[dict]) -> list[torch.Tensor]:
+            return super(RetrievalPipeline, self).__call__(new, num_summary_tokens=length, **running)
+
+        return self._memory.candidates(keys, items, embed)
+
+    def _embed_summary(self, summary: Any, length: int) -> torch.Tensor:
+        return self._memory.summaries(
+            summary,
+            self._setting(length),
+            lambda: self.model.embed(summary=summary, num_summary_tokens=length).cpu(),
+        )
+
+    def _setting(self, length: int) -> tuple[Any, ...]:
+        """What an embedding depends on beside its input."""
+        prompts = (self.processor.image_prompt, self.processor.text_prompt)
+        return length, self.dtype, self.model.config.fingerprint, prompts
+
+    def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
+        forward = {name: parameters.pop(name) for name in ("num_summary_tokens",) if name in parameters}
+        ranking = {name: parameters.pop(name) for name in ("top_k", "candidates") if name in parameters}
+        refuse_unknown(parameters, self, PARAMETERS)
+        top_k = ranking.get("top_k")
+        if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
+            raise ValueError(f"top_k must be an integer of at least 1, or None for all candidates, got {top_k!r}.")
+        return {}, forward, ranking
+
+    def input_name(self, index: int, value: Any) -> str:
+        return value.get("name", f"Query {index}")
+
+    def preprocess(self, item: dict) -> dict:
+        return {"image": self.processor.load_image(item["image"])} if "image" in item else item
+
+    def _forward(self, items: list[dict], num_summary_tokens: int | None = None) -> list[torch.Tensor]:
+        """The embedding `(d,)` of each item; texts, pictures and summaries may be mixed."""
+        embeddings: list[torch.Tensor | None] = [None] * len(items)
+        for kind, embed in (("text", self._texts), ("image", self._pictures), ("summary", self._summaries)):
+            places = [index for index, item in enumerate(items) if kind in item]
+            if places:
+                found = embed([items[index][kind] for index in places], num_summary_tokens).cpu()
+                for place, embedding in zip(places, found, strict=True):
+                    embeddings[place] = embedding
+        return embeddings
+
+    def _texts(self, texts: list[str], length: int | None) -> torch.Tensor:
+        return self.model.embed(**self.processor.process_texts(texts).to(self.device), num_summary_tokens=length)
+
+    def _pictures(self, pictures: list[Any], length: int | None) -> torch.Tensor:
+        return self.model.embed(summary=self.compress_pictures(pictures, length), num_summary_tokens=length)
+
+    def _summaries(self, summaries: list[Any], length: int | None) -> torch.Tensor:
+        return torch.cat([self.model.embed(summary=summary, num_summary_tokens=length) for summary in summaries])
+
+    def postprocess(
+        self, embedding: torch.Tensor, candidates: torch.Tensor | None = None, top_k: int | None = 5
+    ) -> torch.Tensor | list[dict[str, Any]]:
+        """The embedding itself `(d,)`, or the ranking of `candidates` `(N, d)`."""
+        if candidates is None:
+            return embedding
+        scores, order = (candidates @ embedding).sort(descending=True, stable=True)  # (N,)
+        ranking = zip(scores[:top_k].tolist(), order[:top_k].tolist(), strict=True)
+        return [{"score": score, "index": index} for score, index in ranking]
+
+
+def _is_one(queries: Any) -> bool:
+    return is_picture(queries) or is_summary(queries) or isinstance(queries, Mapping)
+
+
+def _query(value: Any) -> dict[str, Any]:
+    """A query as an item of the pipeline: `{"text": …}`, `{"image": …}` or `{"summary": …}`."""
+    if isinstance(value, Mapping):
+        kinds = [kind for kind in ("text", "image") if kind in value]
+        if len(kinds) != 1:
+            raise ValueError(
+                f"A query dict must have either 'text' or 'image', got the keys {sorted(map(str, value))}."
+            )
+        return _item(kinds[0], value)
+    if is_summary(value):
+        count = len(value.tokens) if hasattr(value, "tokens") else len(value)
+        if count != 1:
+            raise ValueError(
+                f"A summary as a query must be that of one picture, got {count}. For several queries give "
+                "list(summary)."
+            )
+        return {"summary": value}
+    if isinstance(value, str) and (is_url(value) or (os.path.splitext(value)[1] and os.path.isfile(value))):
+        raise ValueError(
+            f"The query {value!r} is the address of a picture, but a str is searched for as a sentence. Give "
+            "{'image': …} with it to search with the picture, or {'text': …} to search for these words."
+        )
+    if not is_picture(value):
+        raise TypeError(
+            "A query must be a sentence (str), a picture (pathlib.Path, bytes, PIL.Image or uint8 array), a summary "
+            f"of one picture, or a dict of 'text' or 'image', got {type(value).__name__}."
+        )
+    return _item("text" if isinstance(value, str) else "image", value)
+
+
+def _item(kind: str, value: Any) -> dict[str, Any]:
+    if kind == "image":
+        return {"image": checked_picture(value)}
+    text = value["text"] if isinstance(value, Mapping) and "text" in value else value
+    if not isinstance(text, str):
+        raise TypeError(f"A text must be a str, got {type(text).__name__}.")
+    if not text.strip():
+        raise ValueError("The text is empty. Give at least one word.")
+    return {"text": text}
+
+
+def _candidates(name: str, values: Any) -> list[dict[str, Any]]:
+    """`images` or `texts` as items with a name for messages, all checked."""
+    kind, what = ("image", "picture") if name == "images" else ("text", "text")
+    if is_picture(values) or isinstance(values, str):
+        values = [values]
+    items = list(each_input(values, lambda value: _item(kind, value), what, (kind,)))
+    if not items:
+        raise ValueError(f"No {what} was given as a candidate: {name} is empty.")
+    return [{**item, "name": f"{what.capitalize()} {index}"} for index, item in enumerate(items)]
+
+
+def _lengths(summary: Any) -> set[int]:
+    if hasattr(summary, "lengths"):
+        return set(summary.lengths.tolist())
+    return {summary.shape[1]} if summary.ndim == 3 else set()

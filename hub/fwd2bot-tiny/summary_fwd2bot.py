@@ -1,0 +1,225 @@
+"""`Fwd2BotSummary`: the compressed images themselves, with what made them, in memory and on disk."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save as serialize
+
+FORMAT = "fwd2bot-summary"
+FORMAT_VERSION = "1"
+METADATA_KEYS = ("model", "revision", "fingerprint", "prompt", "dtype")
+
+
+class Fwd2BotSummary:
+    """The summaries of N images: a padded tensor, the length of each, and a record of what made them.
+
+    Args:
+        tokens: `(N, k_max, d)` floating point; vectors beyond a summary's length are set to zero.
+        lengths: `(N,)` integers in 1..k_max. Default: k_max for all.
+        metadata: what made it: `model` (id or path), `revision`, `fingerprint` (hash of the trained weights),
+            `prompt`, `dtype`. What is not known is `None`. A model refuses a summary of another fingerprint or prompt.
+
+    Raises:
+        TypeError, ValueError: for a tensor of the wrong type, number of dimensions or size, or for no summary at all.
+    """
+
+    def __init__(
+        self,
+        tokens: torch.Tensor,
+        lengths: torch.Tensor | Sequence[int] | None = None,
+        metadata: dict[str, str | None] | None = None,
+    ):
+        if not isinstance(tokens, torch.Tensor) or not tokens.is_floating_point():
+            found = f"{tokens.dtype} tensor" if isinstance(tokens, torch.Tensor) else type(tokens).__name__
+            raise TypeError(f"Summary tokens must be a floating point tensor of shape (N, k, d), got a {found}.")
+        if tokens.ndim != 3 or 0 in tokens.shape:
+            raise ValueError(
+                f"Summary tokens must have shape (N, k, d) with no empty dimension, got {tuple(tokens.shape)}."
+            )
+        num_images, k_max, _ = tokens.shape
+        if lengths is None:
+            lengths = torch.full((num_images,), k_max)
+        lengths = torch.as_tensor(lengths, dtype=torch.long, device=tokens.device)
+        if lengths.shape != (num_images,) or int(lengths.min()) < 1 or int(lengths.max()) > k_max:
+            raise ValueError(
+                f"lengths must hold {num_images} integers in 1..{k_max} for tokens of shape {tuple(tokens.shape)}, "
+                f"got {lengths.tolist()}."
+            )
+        unknown = sorted(set(metadata or {}) - set(METADATA_KEYS))
+        if unknown:
+            raise ValueError(f"Unknown summary metadata {unknown}; allowed: {list(METADATA_KEYS)}.")
+        self.tokens = tokens
+        self.lengths = lengths
+        if int(lengths.min()) < k_max:
+            self.tokens = tokens.masked_fill(~self.mask[:, :, None], 0)
+        self.metadata = {key: (metadata or {}).get(key) for key in METADATA_KEYS}
+
+    @property
+    def num_summary_tokens(self) -> int:
+        """The largest length in the batch."""
+        return int(self.lengths.max())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the summary vectors alone, without padding."""
+        return int(self.lengths.sum()) * self.tokens.shape[-1] * self.tokens.element_size()
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """`(N, k_max)` bool, true where a vector belongs to the summary."""
+        return torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int | slice | Sequence[int] | torch.Tensor) -> "Fwd2BotSummary":
+        """The summaries at `index`, always as a batch: `summary[3]` has length 1."""
+        if hasattr(index, "__index__") and getattr(index, "ndim", 0) == 0:  # int, numpy integer, tensor of one
+            index = int(index)
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"Summary {index} does not exist: there are {len(self)}.")
+            index = [index]
+        elif not isinstance(index, slice):
+            index = torch.as_tensor(index, device=self.tokens.device)
+        lengths = self.lengths[index]
+        if len(lengths) == 0:
+            raise IndexError(f"{index!r} selects none of the {len(self)} summaries.")
+        return Fwd2BotSummary(self.tokens[index][:, : int(lengths.max())], lengths, self.metadata)
+
+    def __iter__(self) -> Iterator["Fwd2BotSummary"]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        return (
+            f"Fwd2BotSummary(images={len(self)}, lengths={sorted(set(self.lengths.tolist()))}, "
+            f"width={self.tokens.shape[-1]}, dtype={self.tokens.dtype}, model={self.metadata['model']!r})"
+        )
+
+    def truncate(self, num_summary_tokens: int) -> "Fwd2BotSummary":
+        """The first `num_summary_tokens` vectors of every summary: what compressing at that length gives.
+
+        Raises:
+            ValueError: when a summary is shorter than that.
+        """
+        shortest = int(self.lengths.min())
+        if not 1 <= num_summary_tokens <= shortest:
+            raise ValueError(
+                f"Cannot truncate to {num_summary_tokens}: choose 1 to {shortest}, the shortest summary of this batch."
+            )
+        lengths = torch.full_like(self.lengths, num_summary_tokens)
+        return Fwd2BotSummary(self.tokens[:, :num_summary_tokens], lengths, self.metadata)
+
+    def to(self, *args: Any, **kwargs: Any) -> "Fwd2BotSummary":
+        """Like `torch.Tensor.to`; a cast that overflows (float32 to float16) is an error, not an infinity."""
+        tokens = self.tokens.to(*args, **kwargs)
+        if (
+            tokens.dtype != self.tokens.dtype
+            and torch.isfinite(self.tokens).all()
+            and not torch.isfinite(tokens).all()
+        ):
+            raise ValueError(
+                f"A summary value of {self.tokens.abs().max().item():.4g} does not fit {tokens.dtype} "
+                f"(largest {torch.finfo(tokens.dtype).max:.4g}). Keep it in {self.tokens.dtype} or torch.bfloat16."
+            )
+        return Fwd2BotSummary(tokens, self.lengths.to(tokens.device), self.metadata)
+
+    @staticmethod
+    def cat(summaries: Sequence["Fwd2BotSummary"]) -> "Fwd2BotSummary":
+        """One batch out of several, padded to the longest.
+
+        Raises:
+            ValueError: for an empty list, or when the parts differ in what made them, in width or in dtype.
+        """
+        summaries = list(summaries)
+        if not summaries:
+            raise ValueError("Fwd2BotSummary.cat needs at least one summary, got an empty list.")
+        first = summaries[0]
+        for other in summaries[1:]:
+            if (other.tokens.shape[-1], other.tokens.dtype) != (first.tokens.shape[-1], first.tokens.dtype):
+                raise ValueError(
+                    "Summaries of different width or dtype cannot be joined: "
+                    f"{first.tokens.shape[-1]} {first.tokens.dtype} and {other.tokens.shape[-1]} {other.tokens.dtype}."
+                )
+            if (other.metadata["fingerprint"], other.metadata["prompt"]) != (
+                first.metadata["fingerprint"],
+                first.metadata["prompt"],
+            ):
+                raise ValueError(
+                    "Summaries of different models or prompts cannot be joined: "
+                    f"{first.metadata} and {other.metadata}."
+                )
+        width = max(summary.tokens.shape[1] for summary in summaries)
+        tokens = [F.pad(summary.tokens, (0, 0, 0, width - summary.tokens.shape[1])) for summary in summaries]
+        lengths = torch.cat([summary.lengths for summary in summaries])
+        return Fwd2BotSummary(torch.cat(tokens), lengths, first.metadata)
+
+    def save_file(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file. A file that exists is replaced at once or not at all.
+
+        Raises:
+            ValueError: for NaN or infinity. OSError: for a path that cannot be written.
+        """
+        path = Path(path)
+        if not torch.isfinite(self.tokens).all():
+            raise ValueError(
+                "The summary holds NaN or infinity and was not saved. Compress the images anew in float32."
+            )
+        header = {"format": FORMAT, "format_version": FORMAT_VERSION, "made_by": json.dumps(self.metadata)}
+        tensors = {"tokens": self.tokens.detach().cpu().contiguous(), "lengths": self.lengths.cpu()}
+        temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+        try:
+            temporary.write_bytes(serialize(tensors, metadata=header))
+            os.replace(temporary, path)
+        except OSError as error:
+            reason = f"The summary was not saved ({error.strerror}). Choose a path in a folder that can be written to"
+            raise OSError(error.errno, reason, os.fspath(path)) from error
+        finally:
+            with suppress(OSError):  # it is gone when all went well
+                temporary.unlink()
+
+    @staticmethod
+    def load_file(path: str | os.PathLike) -> "Fwd2BotSummary":
+        """Read what `save_file` wrote.
+
+        Raises:
+            ValueError: when the file is no summary file, damaged, or of a newer format. OSError: when it is not there.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist or is no file.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("format") == FORMAT and header.get("format_version") == FORMAT_VERSION:
+                    made_by = json.loads(header["made_by"])
+                    return Fwd2BotSummary(file.get_tensor("tokens"), file.get_tensor("lengths"), made_by)
+        except OSError:
+            raise
+        except Exception as error:  # safetensors raises its own type for a damaged file
+            raise ValueError(f"{path} cannot be read as a summary file: {error}") from error
+        if header.get("format") != FORMAT:
+            raise ValueError(f"{path} holds no summary: its format is {header.get('format')!r}, not {FORMAT!r}.")
+        raise ValueError(
+            f"{path} has summary format {header.get('format_version')!r}; this version of fwd2bot reads "
+            f"{FORMAT_VERSION!r}. Update fwd2bot."
+        )
+
+
+def summary_from(value: Any) -> Fwd2BotSummary:
+    """`value` as a summary: one already, of this module or of another copy of it, or a bare `(N, k, d)` tensor."""
+    if hasattr(value, "tokens") and hasattr(value, "lengths"):
+        return Fwd2BotSummary(value.tokens, value.lengths, getattr(value, "metadata", None))
+    return Fwd2BotSummary(value)
+
+
+def pool_summary(tokens: torch.Tensor, num_summary_tokens: int) -> torch.Tensor:
+    """`(N, k_max, d)` -> `(N, d)` float32 of unit norm: the mean of the first k vectors (pooling is our choice)."""
+    return F.normalize(tokens[:, :num_summary_tokens].float().mean(1), dim=-1)
