@@ -77,7 +77,8 @@ Two bytes a number; for the uncompressed model the image tokens as they enter th
 ## Training
 
 Two recipes, from random weights, on scenes that the package draws itself:
-`python -m fwd2bot.training.train backbone.yaml`, then `fwd2bot.yaml`. The backbone is a standard
+`python -m fwd2bot.training.train backbone.yaml`, then `fwd2bot.yaml`; where the run of this checkpoint departed from
+them, the package's `docs/training.md` says so. The backbone is a standard
 `LlavaForConditionalGeneration` ({parameters:.1f} million parameters in all, the two LoRA adapters of rank {rank}
 included). It is frozen in the second stage; the adapters, the summary queries, the summary projector and the
 temperature learn with an autoregressive and a contrastive loss, at lengths drawn from {lengths}.
