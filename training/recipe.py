@@ -44,6 +44,7 @@ class Fwd2BotModel:
     lora_rank: int = 48
     num_summary_tokens: int = 16
     summary_lengths: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
+    attn_implementation: str = "sdpa"
     config: dict[str, Any] = field(default_factory=dict)  # further fields of Fwd2BotConfig
 
 

@@ -106,6 +106,7 @@ def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
         summary_lengths=recipe.model.summary_lengths,
         **recipe.model.config,
     )
+    model.set_attn_implementation(recipe.model.attn_implementation)
     processor = Fwd2BotProcessor(
         backbone_processor, image_prompt=model.config.image_prompt, text_prompt=model.config.text_prompt
     )

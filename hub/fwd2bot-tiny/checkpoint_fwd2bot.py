@@ -2,14 +2,17 @@
 
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers.utils import cached_file
+from transformers.utils import CONFIG_NAME, cached_file
 
 MODEL_FILES = (
     "adapters_fwd2bot.py",
@@ -75,6 +78,9 @@ class CheckpointMixin:
     ) -> None:
         """As `PreTrainedModel.save_pretrained`, plus the code that `trust_remote_code=True` loads.
 
+        Everything is written beside its place first and moved there when it is complete: a full disk leaves the
+        folder as it was.
+
         Raises:
             ValueError: for a model that was loaded with a `stage`: parts of it are missing.
             OSError: for a folder that cannot be written, or code that cannot be found.
@@ -88,13 +94,44 @@ class CheckpointMixin:
         find_code(self.config)  # an error comes before anything is written
         self.config.fingerprint = self.fingerprint
         set_auto_map(self.config)
-        super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            copy_code(save_directory, self.config)
+            with draft_folder(save_directory) as draft:
+                super().save_pretrained(draft, *args, **kwargs)
+                copy_code(draft, self.config)
         if push_to_hub:  # only now the folder is complete; this saves once more, into a folder of its own
             hub = ("commit_message", "private", "token", "revision", "create_pr", "max_shard_size")
             options = {key: value for key, value in kwargs.items() if key in hub}
             self.push_to_hub(kwargs.get("repo_id", Path(save_directory).name), **options)
+
+
+@contextmanager
+def draft_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """A folder to write a checkpoint in, whose files replace those of `folder` when the block ends without an error.
+
+    Weights of an earlier save that the new one does not have (it may have had more shards) are removed.
+    """
+    folder = Path(folder)
+    existed = folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryDirectory(prefix=".saving-", dir=folder) as draft:  # inside: the same disk, and its permissions
+            yield Path(draft)
+            written = [file.relative_to(draft) for file in Path(draft).rglob("*") if file.is_file()]
+            for name in sorted(written, key=lambda name: name.name == CONFIG_NAME):  # the config last
+                (folder / name).parent.mkdir(exist_ok=True)
+                os.replace(Path(draft) / name, folder / name)
+        if any(map(_is_weights, written)):
+            for stale in set(filter(_is_weights, folder.iterdir())) - {folder / name for name in written}:
+                stale.unlink()
+    except BaseException:
+        if not existed:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _is_weights(file: Path) -> bool:
+    return re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", file.name) is not None
 
 
 def set_auto_map(config: Any) -> None:

@@ -7,6 +7,8 @@ from peft import LoraConfig
 from transformers import AutoConfig, PreTrainedConfig
 
 STAGES = ("compress", "generate")
+IMAGE_PROMPT = "Summarize the image in a few words."
+TEXT_PROMPT = "Summarize the sentence in a few words."
 
 # What transformers itself hands to a config, beside the dataclass fields of `PreTrainedConfig`.
 _TRANSFORMERS_KEYS = {
@@ -63,8 +65,8 @@ class Fwd2BotConfig(PreTrainedConfig):
     backbone_revision: str | None = None
     num_summary_tokens: int = 16
     summary_lengths: list[int] | None = None
-    image_prompt: str = "Summarize the image in a few words."
-    text_prompt: str = "Summarize the sentence in a few words."
+    image_prompt: str = IMAGE_PROMPT
+    text_prompt: str = TEXT_PROMPT
     adapters: dict[str, dict] | None = None
     autoregressive_loss_weight: float = 1.0
     contrastive_loss_weight: float = 1.0

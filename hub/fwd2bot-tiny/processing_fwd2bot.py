@@ -18,10 +18,9 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import TextKwargs
 from transformers.utils import cached_file
 
-from .checkpoint_fwd2bot import AUTO_MAP
+from .checkpoint_fwd2bot import AUTO_MAP, draft_folder
+from .configuration_fwd2bot import IMAGE_PROMPT, TEXT_PROMPT
 
-IMAGE_PROMPT = "Summarize the image in a few words."
-TEXT_PROMPT = "Summarize the sentence in a few words."
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own limit, where it begins to warn of decompression bombs
 MAX_DOWNLOAD = 100_000_000  # bytes of a picture behind a URL
 CONFIG_NAME = "processor_config.json"
@@ -232,17 +231,19 @@ class Fwd2BotProcessor(ProcessorMixin):
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
         """Write the backbone's processor, and the class and prompts of this one into its `processor_config.json`."""
-        files = self.backbone_processor.save_pretrained(save_directory)
-        path = Path(save_directory) / CONFIG_NAME
-        settings = json.loads(path.read_text()) if path.exists() else {}
-        settings.update(
-            backbone_processor_class=type(self.backbone_processor).__name__,
-            processor_class=type(self).__name__,
-            image_prompt=self.image_prompt,
-            text_prompt=self.text_prompt,
-            auto_map={"AutoProcessor": AUTO_MAP["AutoProcessor"]},
-        )
-        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        with draft_folder(save_directory) as draft:
+            self.backbone_processor.save_pretrained(draft)
+            path = draft / CONFIG_NAME
+            settings = json.loads(path.read_text()) if path.exists() else {}
+            settings.update(
+                backbone_processor_class=type(self.backbone_processor).__name__,
+                processor_class=type(self).__name__,
+                image_prompt=self.image_prompt,
+                text_prompt=self.text_prompt,
+                auto_map={"AutoProcessor": AUTO_MAP["AutoProcessor"]},
+            )
+            path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+            files = [os.path.join(save_directory, file.relative_to(draft)) for file in draft.rglob("*")]
         if push_to_hub:
             repo_id = kwargs.pop("repo_id", Path(save_directory).name)
             super().push_to_hub(repo_id, **kwargs)

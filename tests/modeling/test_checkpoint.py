@@ -1,6 +1,7 @@
 """Saving and loading in one process: strict, in every stage and dtype, with all that belongs into the folder."""
 
 import json
+import resource
 
 import pytest
 import tiny
@@ -189,6 +190,44 @@ def test_saving_where_a_file_is_writes_nothing(tmp_path):
         tiny.tiny_fwd2bot().save_pretrained(place / "below")
     assert place.read_text() == "precious"
     assert list(tmp_path.iterdir()) == [place]
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 1 kB, in this process, while the test runs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_save_that_fails_leaves_the_older_checkpoint_as_it_was(tmp_path, processor, request):
+    tiny.tiny_fwd2bot(seed=0).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    other = tiny.tiny_fwd2bot(seed=1)
+    request.getfixturevalue("full_disk")
+    with pytest.raises(Exception, match="large|space"):
+        other.save_pretrained(tmp_path)
+    with pytest.raises(Exception, match="large|space"):
+        processor.save_pretrained(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_save_that_fails_leaves_no_new_folder(tmp_path, request):
+    model = tiny.tiny_fwd2bot()
+    request.getfixturevalue("full_disk")
+    with pytest.raises(Exception, match="large|space"):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_saving_over_a_sharded_checkpoint_leaves_no_shard_behind(tmp_path, processor):
+    model = tiny.tiny_fwd2bot()
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    model.save_pretrained(tmp_path)
+    assert sorted(file.name for file in tmp_path.glob("model*.safetensors*")) == [WEIGHTS]
 
 
 def test_saving_without_the_code_at_hand_writes_nothing(monkeypatch, tmp_path):
