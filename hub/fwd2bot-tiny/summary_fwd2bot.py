@@ -25,7 +25,8 @@ class Fwd2BotSummary:
         tokens: `(N, k_max, d)` floating point; vectors beyond a summary's length are set to zero.
         lengths: `(N,)` integers in 1..k_max. Default: k_max for all.
         metadata: what made it: `model` (id or path), `revision`, `fingerprint` (hash of the trained weights),
-            `prompt`, `dtype`. What is not known is `None`; the length k is in `lengths`, image by image. A model refuses a summary of another fingerprint or prompt.
+            `prompt`, `dtype`. What is not known is `None`; the length k is in `lengths`, image by image. A model
+            refuses a summary of another fingerprint or prompt.
 
     Raises:
         TypeError, ValueError: for a tensor of the wrong type, number of dimensions or size, or for no summary at all.
