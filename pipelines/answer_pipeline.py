@@ -2,21 +2,21 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from transformers import GenerationConfig, GenerationMixin
 
-from .pipeline_batches import (
-    NO_SUMMARY,
-    BatchedPipeline,
-    checked_picture,
-    each_input,
-    is_picture,
-    is_summary,
+from .answer_inputs import (
+    ROW_COLUMNS,
+    is_one_question,
+    join_summaries,
+    pair_question,
+    pair_questions,
+    question_prompt,
+    row_to_item,
 )
+from .pipeline_batches import BatchedPipeline, checked_picture, each_input, is_picture
 
 OWN_PARAMETERS = (
     "num_summary_tokens", "max_new_tokens", "generate_kwargs", "stop_sequence", "return_full_text", "return_tensors",
@@ -74,108 +74,39 @@ class AnswerPipeline(BatchedPipeline):
         """
         running = {name: kwargs.pop(name) for name in RUN_PARAMETERS if name in kwargs}
         _, forward_params, _ = self._sanitize_parameters(**kwargs)
-        several = isinstance(questions, (list, tuple)) and not _is_chat(questions)
-        single = not several and (isinstance(questions, (str, Mapping)) or _is_chat(questions))
-        streamer = {**self._forward_params.get("generate_kwargs", {}), **forward_params.get("generate_kwargs", {})}
-        if (
-            streamer.get("streamer") is not None
-            and not single
-            and (running.get("batch_size") or self._batch_size or 1) > 1
-        ):
-            raise ValueError("A streamer follows one question at a time. Leave out batch_size, or the streamer.")
-        if images is None and summary is None:
-            rows = questions
-        elif single:
-            rows = _row(questions, images, summary)
-        elif several:
-            rows = self._pair(list(questions), images, summary, forward_params)
+        if is_one_question(questions):
+            inputs = self._item(pair_question(questions, images, summary))
         else:
+            self._check_streamer(forward_params, running)
+            rows = self._rows(questions, images, summary, forward_params)
+            inputs = each_input(rows, self._item, "question", ROW_COLUMNS)
+        return super().__call__(inputs, **kwargs, **running)
+
+    def _check_streamer(self, forward_params: dict, running: dict) -> None:
+        generate = {**self._forward_params.get("generate_kwargs", {}), **forward_params.get("generate_kwargs", {})}
+        batch_size = running.get("batch_size") or self._batch_size or 1
+        if generate.get("streamer") is not None and batch_size > 1:
+            raise ValueError("A streamer follows one question at a time. Leave out batch_size, or the streamer.")
+
+    def _rows(self, questions: Any, images: Any, summary: Any, forward_params: dict) -> Any:
+        """Several questions as rows, each with its pictures or summary."""
+        if images is None and summary is None:
+            return questions  # they bring their own
+        if not isinstance(questions, (list, tuple)):
             raise TypeError(
                 f"Questions in a {type(questions).__name__} cannot be paired with images or summary. Give rows with "
                 "their own, {'question': …, 'images': …}, or a list of questions."
             )
-        inputs = self._input(rows) if single else each_input(rows, self._input, "question", _columns(rows))
-        return super().__call__(inputs, **kwargs, **running)
-
-    def _pair(self, questions: list[Any], images: Any, summary: Any, forward_params: dict) -> list[dict]:
-        """One row for each of several questions."""
-        if not questions:
-            raise ValueError("No question was given: the list is empty.")
-        if images is not None and summary is not None:
-            _row(questions[0], images, summary)
-        if images is not None and is_picture(images):
+        if questions and summary is None and is_picture(images):  # one picture that all are about
             for question in questions:
-                self._prompt(question, 1)
+                question_prompt(question, 1, self.processor)  # an error comes before any compute
             picture = self.processor.load_image(checked_picture(images))
             length = {**self._forward_params, **forward_params}.get("num_summary_tokens")
-            summary, images = self.compress_pictures([picture], length), None
-        name, values = ("images", images) if summary is None else ("summary", summary)
-        if is_summary(values):
-            count = _count(values)
-            values = [values[:]] * len(questions) if count == 1 else [values[i : i + 1] for i in range(count)]
-        if not isinstance(values, Iterable):
-            raise TypeError(f"{name} for several questions must be a list with an entry for each, got {values!r}.")
-        if not isinstance(values, (list, tuple)):
-            # A stream is read no further than to see that it is too long.
-            values = list(islice(iter(values), len(questions) + 1))
-        if len(values) != len(questions):
-            raise ValueError(
-                f"{len(questions)} question(s) were given with {name} for {len(values)}. Give one entry for each "
-                "question (a list where one is about several pictures), or a single one for all."
-            )
-        return [_row(question, **{name: value}) for question, value in zip(questions, values, strict=True)]
+            images, summary = None, self.compress_pictures([picture], length)
+        return pair_questions(list(questions), images, summary)
 
-    def _input(self, row: Any) -> dict[str, Any]:
-        """A row -> its prompt, its checked pictures or summary, and what was asked."""
-        if not isinstance(row, Mapping):
-            _row(row)
-        questions = [row[name] for name in ("question", "text") if row.get(name) is not None]
-        if len(questions) != 1:
-            raise ValueError(f"A row must have a 'question' (or 'text'), got the keys {sorted(map(str, row))}.")
-        images = row["image"] if row.get("images") is None and "image" in row else row.get("images")
-        [question] = questions
-        _row(question, images, row.get("summary"))
-        if images is None:
-            if not is_summary(row["summary"]):
-                raise TypeError(NO_SUMMARY.format(type(row["summary"]).__name__))
-            about = {"summary": row["summary"]}
-            count = _count(row["summary"])
-        else:
-            pictures = [images] if is_picture(images) or isinstance(images, Mapping) else images
-            about = {"pictures": list(each_input(pictures, checked_picture, "picture"))}
-            count = len(about["pictures"])
-            if count == 0:
-                raise ValueError("No picture was given: images is empty.")
-        return {"question": question, "prompt": self._prompt(question, count), **about}
-
-    def _prompt(self, question: Any, num_pictures: int) -> str:
-        """The question in the chat template, with a placeholder for each picture."""
-        token = self.processor.image_token
-        placeholders = [{"type": "image"}] * num_pictures
-        if isinstance(question, str):
-            if not question.strip():
-                raise ValueError("The question is empty. Give at least one word.")
-            content = [{"type": "text", "text": question}]
-            chat = [{"role": "user", "content": content if token in question else [*placeholders, *content]}]
-        elif _is_chat(question):
-            chat = [_message(message, token) for message in question]
-            if not any(part["type"] == "image" for message in chat for part in message["content"]):
-                first = next((message for message in chat if message["role"] == "user"), None)
-                if first is None:
-                    raise ValueError("The chat has no message of the role 'user'. Add the question as one.")
-                first["content"] = [*placeholders, *first["content"]]
-        else:
-            raise TypeError(f"A question must be a str or a chat (a list of messages), got {type(question).__name__}.")
-        if chat[-1]["role"] == "assistant":
-            raise ValueError("The chat ends with an answer. Let a message of the role 'user' come last.")
-        prompt = self.processor.apply_chat_template(chat, add_generation_prompt=True)
-        found = prompt.count(token)
-        if found != num_pictures:
-            raise ValueError(
-                f"The question has {found} place(s) for pictures (marked by {token!r} or {{'type': 'image'}}), but "
-                f"{num_pictures} picture(s) were given. Mark one for each, or none to have them all come first."
-            )
-        return prompt
+    def _item(self, row: Any) -> dict[str, Any]:
+        return row_to_item(row, self.processor)
 
     def _sanitize_parameters(
         self,
@@ -223,21 +154,28 @@ class AnswerPipeline(BatchedPipeline):
         generate_kwargs: dict[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
         generate_kwargs = self._prepare_generate_kwargs(generate_kwargs or {}, return_dict_in_generate=False)
-        pictures = [picture for item in items for picture in item.get("pictures", ())]
-        made = self.compress_pictures(pictures, num_summary_tokens) if pictures else None
-        parts, start = [], 0
-        for item in items:  # in the order of the placeholders
-            end = start + len(item.get("pictures", ()))
-            part = item["summary"].to(device=self.device, dtype=self.dtype) if end == start else made[start:end]
-            parts.append(part)
-            start = end
+        summary = self._summary(items, num_summary_tokens)
         inputs = self.processor(text=[item["prompt"] for item in items]).to(self.device)
-        output = self.model.generate_from_summary(_join(parts), **inputs, **generate_kwargs)
+        output = self.model.generate_from_summary(summary, **inputs, **generate_kwargs)
         new = output[:, inputs["input_ids"].shape[1] :]  # (B * num_return_sequences, T)
         return [
             {"question": item["question"], "ids": ids}
             for item, ids in zip(items, new.reshape(len(items), -1, new.shape[-1]), strict=True)
         ]
+
+    def _summary(self, items: list[dict[str, Any]], num_summary_tokens: int | None) -> Any:
+        """The summaries of all items in the order of their placeholders; all pictures are compressed together."""
+        pictures = [picture for item in items for picture in item.get("pictures", ())]
+        compressed = self.compress_pictures(pictures, num_summary_tokens) if pictures else None
+        parts, start = [], 0
+        for item in items:
+            if "summary" in item:
+                parts.append(item["summary"].to(device=self.device, dtype=self.dtype))
+            else:
+                end = start + len(item["pictures"])
+                parts.append(compressed[start:end])
+                start = end
+        return join_summaries(parts)
 
     def postprocess(
         self,
@@ -258,71 +196,6 @@ class AnswerPipeline(BatchedPipeline):
         if return_full_text:
             return [{"generated_text": _full_text(output["question"], answer)} for answer in answers]
         return [{"generated_text": answer} for answer in answers]
-
-
-def _row(question: Any, images: Any = None, summary: Any = None) -> dict[str, Any]:
-    if isinstance(question, Mapping) and images is None and summary is None:
-        return question
-    if (images is None) == (summary is None):
-        raise ValueError(
-            f"Give images or summary, what the question is about, got {'neither' if images is None else 'both'}. To "
-            "ask about both at once, compress the images and join the summaries with Fwd2BotSummary.cat."
-        )
-    if isinstance(question, Mapping):
-        raise ValueError(
-            f"A row with the keys {sorted(map(str, question))} brings its own pictures. Leave out images and summary, "
-            "or give the question as a str."
-        )
-    return {"question": question, "images": images, "summary": summary}
-
-
-def _columns(rows: Any) -> tuple[str, ...]:
-    """The columns of a data set that are used, without those of other pictures, which would be decoded for nothing."""
-    return ("question", "text", "images", "image", "summary") if hasattr(rows, "column_names") else ()
-
-
-def _is_chat(value: Any) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) > 0
-        and all(isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in value)
-    )
-
-
-def _message(message: Mapping[str, Any], token: str) -> dict[str, Any]:
-    """A message with its content as a list of parts."""
-    content = message["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else [dict(part) for part in content]
-    for part in parts:
-        if part.get("type") not in ("text", "image") or set(part) - {"type", "text"}:
-            raise ValueError(
-                "A part of a message must be {'type': 'text', 'text': …} or {'type': 'image'}, got "
-                f"{ {key: str(value)[:40] for key, value in part.items()} }. Give the pictures as images or summary."
-            )
-    if any(token in part.get("text", "") for part in parts):
-        raise ValueError(
-            f"The text of a message holds {token!r}. Mark the places of pictures with {{'type': 'image'}}."
-        )
-    return {"role": message["role"], "content": parts}
-
-
-def _count(summary: Any) -> int:
-    return len(summary.tokens) if hasattr(summary, "tokens") else len(summary)
-
-
-def _join(parts: list[Any]) -> Any:
-    """Summaries, or bare tensors of one length, as one batch."""
-    if len(parts) == 1:
-        return parts[0]
-    kinds = [type(part) for part in parts if not isinstance(part, torch.Tensor)]
-    if not kinds:
-        if len({part.shape[1:] for part in parts}) > 1:
-            raise ValueError(
-                f"Summaries given as tensors must agree in all but N, got {[tuple(part.shape) for part in parts]}. "
-                "Give them as Fwd2BotSummary, which may differ in length."
-            )
-        return torch.cat(parts)
-    return kinds[0].cat([kinds[0](part) if isinstance(part, torch.Tensor) else part for part in parts])
 
 
 def _full_text(question: Any, answer: str) -> Any:

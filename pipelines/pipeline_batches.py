@@ -16,7 +16,7 @@ NO_SUMMARY = (
     "summary must be a Fwd2BotSummary or a (N, k, d) tensor, got {}. Load a file of summaries with "
     "Fwd2BotSummary.load_file."
 )
-BAR_DELAY = 2.0  # seconds that a list may take before a progress bar appears
+BAR_DELAY = 2.0  # seconds that several inputs may take before a progress bar appears
 
 
 class BatchedPipeline(Pipeline):
@@ -31,7 +31,11 @@ class BatchedPipeline(Pipeline):
     Args:
         batch_size: inputs that go through the model at once, 1 by default; here or in the call. It changes no result.
         num_workers: processes that read and decode the inputs ahead, 0 by default; here or in the call.
-        progress: whether a list shows a progress bar: True, False, or None for one after two seconds.
+        progress: whether several inputs show a progress bar: True, False, or None for one after two seconds. That of
+            a data set or an iterator begins at the first reading; it has a total where the length is known.
+
+    Raises:
+        ValueError: without a processor, or for one that does not fit the model.
     """
 
     _load_processor = True
@@ -48,6 +52,7 @@ class BatchedPipeline(Pipeline):
                 f"{type(self).__name__} needs a processor beside the model. Give "
                 "processor=AutoProcessor.from_pretrained(path), or name the checkpoint: pipeline(task, model=path)."
             )
+        _check_fit(self.processor, self.model)
 
     def __call__(
         self,
@@ -65,7 +70,7 @@ class BatchedPipeline(Pipeline):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
         parameters = [
-            {**ours, **given}
+            _merged(ours, given)
             for ours, given in zip(
                 (self._preprocess_params, self._forward_params, self._postprocess_params),
                 self._sanitize_parameters(**kwargs),
@@ -75,18 +80,19 @@ class BatchedPipeline(Pipeline):
         self.call_count += 1
         if not isinstance(inputs, (list, Dataset, Iterator)):
             return self.run_single(inputs, *parameters)
-        iterator = self.get_iterator(inputs, num_workers, batch_size, *parameters)
-        if not isinstance(inputs, list):
-            return iterator
-        progress = _first(progress, self._progress)
-        bar = logging.tqdm(
-            iterator,
-            total=len(inputs),
+        outputs = self.get_iterator(inputs, num_workers, batch_size, *parameters)
+        total = len(inputs) if isinstance(inputs, Sized) else None
+        outputs = self._with_bar(outputs, total, _first(progress, self._progress))
+        return list(outputs) if isinstance(inputs, list) else outputs
+
+    def _with_bar(self, outputs: Iterator[Any], total: int | None, progress: bool | None) -> Iterator[Any]:
+        yield from logging.tqdm(  # made at the first reading, so that neither bar nor delay begins before
+            outputs,
+            total=total,
             desc=self.task or None,
             delay=0 if progress else BAR_DELAY,
             disable=progress is False,
         )
-        return list(bar)
 
     def run_single(self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> Any:
         [output] = self.forward([self.preprocess(inputs, **preprocess_params)], **forward_params)
@@ -212,6 +218,25 @@ def refuse_unknown(unknown: Mapping[str, Any], pipeline: Pipeline, allowed: Iter
         )
 
 
+def _check_fit(processor: Any, model: Any) -> None:
+    """Raise `ValueError` unless the processor makes the inputs that the model was trained on."""
+    values = {
+        "image_prompt": model.config.image_prompt,
+        "text_prompt": model.config.text_prompt,
+        "image_token_id": model.image_token_id,
+    }
+    for name, expected in values.items():
+        found = getattr(processor, name, None)
+        if found != expected:
+            raise ValueError(
+                f"The processor does not fit the model: {name} is {found!r} in the {type(processor).__name__}, but "
+                f"{expected!r} in the model, so that summaries and answers would be silently different. Load both "
+                "from the same checkpoint, processor=AutoProcessor.from_pretrained(path), or make it with "
+                "Fwd2BotProcessor(backbone_processor, image_prompt=model.config.image_prompt, "
+                "text_prompt=model.config.text_prompt)."
+            )
+
+
 class _Prepared(Dataset):
     def __init__(self, inputs: Any, prepare: Callable[[int, Any, dict], Any], parameters: dict):
         self.inputs, self.prepare, self.parameters = inputs, prepare, parameters
@@ -239,6 +264,16 @@ def _named(name: str, function: Callable[[Any], Any], value: Any) -> Any:
         if type(error) not in (TypeError, ValueError, FileNotFoundError):
             raise  # a subclass, which may be made of other arguments
         raise type(error)(f"{name}: {error}") from error
+
+
+def _merged(ours: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of the pipeline and those of one call, which win; dicts among them (`generate_kwargs`) are joined."""
+    both = {
+        name: {**ours[name], **value}
+        for name, value in given.items()
+        if isinstance(value, Mapping) and isinstance(ours.get(name), Mapping)
+    }
+    return {**ours, **given, **both}
 
 
 def _first(*values: Any) -> Any:

@@ -33,6 +33,7 @@ PIPELINES = {
 }
 PIPELINE_FILES = (
     *sorted({implementation.split(".")[0] + ".py" for implementation in PIPELINES.values()}),
+    "answer_inputs.py",
     "pipeline_batches.py",  # what they share
     "pipeline_memory.py",
 )

@@ -3,7 +3,7 @@
 import datasets
 import pytest
 import torch
-from transformers import GenerationConfig, TextIteratorStreamer
+from transformers import GenerationConfig, TextIteratorStreamer, pipeline
 
 QUESTION = "Where?"
 SHORT = {"max_new_tokens": 6, "do_sample": False}
@@ -175,6 +175,17 @@ def test_stop_sequence_ends_the_answer(answer, tiny_processor, pictures):
         pytest.skip(f"the random model answers with half a character ({second!r})")
     [stopped] = answer(QUESTION, images=pictures(1)[0], return_tensors=True, stop_sequence=stop, **SHORT)
     assert len(stopped["generated_token_ids"]) == 2
+
+
+def test_arguments_of_generate_given_at_construction_are_kept_in_a_call_that_gives_more(
+    vivid_fwd2bot, tiny_processor, pictures
+):
+    parts = {"model": vivid_fwd2bot, "processor": tiny_processor, "device": "cpu"}
+    pipe = pipeline("fwd2bot-answer", **parts, max_new_tokens=2)
+    [output] = pipe(QUESTION, images=pictures(1)[0], do_sample=False, return_tensors=True)
+    assert len(output["generated_token_ids"]) == 2
+    [output] = pipe(QUESTION, images=pictures(1)[0], do_sample=False, max_new_tokens=3, return_tensors=True)
+    assert len(output["generated_token_ids"]) == 3
 
 
 def test_return_tensors_gives_the_new_ids(answer, tiny_processor, pictures):

@@ -116,11 +116,41 @@ def test_summary_can_be_saved_and_answers_as_before(compress, answer, pictures, 
     assert answer(**question, summary=loaded[1]) == answer(**question, summary=summary[1])
 
 
-def test_progress_bar_only_where_it_is_asked_for_or_long(compress, pictures, capsys):
-    compress(pictures(3))
+SORTS = {  # of several inputs, and what a finished bar shows of three
+    "list": (list, "3/3"),
+    "data set": (lambda pictures: datasets.Dataset.from_dict({"image": [png(one) for one in pictures]}), "3/3"),
+    "generator": (lambda pictures: (one for one in pictures), "3it"),
+}
+
+
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize(
+    ("progress", "delay", "is_shown"),
+    [(True, float("inf"), True), (None, 0, True), (None, float("inf"), False), (False, 0, False)],
+)
+def test_progress_bar_only_where_it_is_asked_for_or_long(
+    compress, pictures, capsys, monkeypatch, sort, progress, delay, is_shown
+):
+    monkeypatch.setattr("fwd2bot.pipelines.pipeline_batches.BAR_DELAY", delay)
+    make_input, shown = SORTS[sort]
+    assert len(list(compress(make_input(pictures(3)), progress=progress))) == 3
+    written = capsys.readouterr().err
+    assert shown in written if is_shown else written == ""
+
+
+def test_progress_bar_of_a_stream_begins_with_its_reading(compress, pictures, capsys):
+    summaries = compress(iter(pictures(2)), progress=True)
     assert capsys.readouterr().err == ""
-    compress(pictures(3), progress=True)
-    assert "3/3" in capsys.readouterr().err
+    next(summaries)
+    assert "fwd2bot-compress" in capsys.readouterr().err
+
+
+def test_progress_may_be_set_when_the_pipeline_is_made(vivid_fwd2bot, tiny_processor, pictures, capsys):
+    pipe = make(vivid_fwd2bot, tiny_processor, progress=True)
+    list(pipe(iter(pictures(2))))
+    assert "2it" in capsys.readouterr().err
+    list(pipe(iter(pictures(2)), progress=False))
+    assert capsys.readouterr().err == ""
 
 
 def test_repr_names_the_model(compress):

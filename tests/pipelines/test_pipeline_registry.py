@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 import torch
 from PIL import Image
 from transformers import pipeline
@@ -91,6 +92,29 @@ def test_pipeline_of_a_folder_needs_no_trust_where_fwd2bot_is_installed(checkpoi
 def test_pipeline_takes_dtype(checkpoint, picture):
     pipe = pipeline("fwd2bot-compress", model=str(checkpoint), device="cpu", dtype="bfloat16")
     assert pipe(picture).tokens.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", ["image_prompt", "text_prompt"])
+def test_processor_with_another_prompt_is_refused(task, name, shared_fwd2bot):
+    processor = tiny.tiny_processor()
+    expected = getattr(processor, name)
+    setattr(processor, name, "Describe it.")
+    with pytest.raises(ValueError, match=f"{name} is 'Describe it.'.*but '{expected}' in the model.*AutoProcessor"):
+        pipeline(task, model=shared_fwd2bot, processor=processor, device="cpu")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_processor_with_another_image_token_is_refused(task, shared_fwd2bot):
+    processor = tiny.tiny_processor()
+    expected, processor.image_token_id = processor.image_token_id, 7
+    with pytest.raises(ValueError, match=f"image_token_id is 7 .*but {expected} in the model.*AutoProcessor"):
+        pipeline(task, model=shared_fwd2bot, processor=processor, device="cpu")
+
+
+def test_processor_of_the_backbone_alone_is_refused(shared_fwd2bot):
+    with pytest.raises(ValueError, match="image_prompt is None in the LlavaProcessor.*Fwd2BotProcessor"):
+        pipeline("fwd2bot-compress", model=shared_fwd2bot, processor=tiny.tiny_backbone_processor(), device="cpu")
 
 
 def test_text_stage_answers_and_searches_without_vision_tower(checkpoint, picture):
