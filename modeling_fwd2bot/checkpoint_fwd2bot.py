@@ -24,6 +24,7 @@ MODEL_FILES = (
     "packing_fwd2bot.py",
     "placeholders_fwd2bot.py",
     "processing_fwd2bot.py",
+    "rows_fwd2bot.py",
     "summary_fwd2bot.py",
 )
 PIPELINES = {

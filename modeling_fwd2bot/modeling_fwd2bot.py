@@ -37,6 +37,7 @@ from .placeholders_fwd2bot import (
     expand_placeholders,
     position_ids_from_mask,
 )
+from .rows_fwd2bot import causal_token_types, reads_token_types, with_queries
 from .summary_fwd2bot import Fwd2BotSummary, pool_summary
 
 
@@ -90,15 +91,17 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
                 f"The config has no {' and no '.join(missing)}. Make an untrained model with "
                 "Fwd2BotForConditionalGeneration.from_backbone, which fills them in."
             )
+        asked_attention = config._attn_implementation  # before super() settles it for a model that may be another's
         super().__init__(config)
         self.stage = stage
         if backbone is None:
             backbone = AutoModelForImageTextToText.from_config(
                 config.backbone_config,
-                attn_implementation=config._attn_implementation,
+                attn_implementation=asked_attention,
                 dtype=torch.get_default_dtype(),
             )
         self.backbone = backbone
+        self._reads_token_types = reads_token_types(backbone)
         width = config.get_text_config().hidden_size
         install_queries(backbone.get_input_embeddings(), torch.randn(config.num_summary_tokens, width) * 0.02)
         self._left_out = []
@@ -248,19 +251,14 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
         """`[image or text][prompt]` rows `(N, L)` -> summary tokens `(N, k, d)`, with gradients."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        num_rows = len(input_ids)
         first_query = self.get_input_embeddings().num_embeddings
         query_ids = torch.arange(first_query, first_query + num_summary_tokens, device=input_ids.device)
-        input_ids = torch.cat([input_ids, query_ids.expand(num_rows, -1)], 1)  # (N, L + k)
-        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(num_rows, num_summary_tokens)], 1)
+        base_model = self.backbone.base_model
+        if self._reads_token_types and inputs.get("token_type_ids") is None:
+            inputs["token_type_ids"] = causal_token_types(input_ids)
+        rows = with_queries(base_model, query_ids, input_ids, attention_mask, **inputs)
         with run_stage("compress"):
-            hidden = self.backbone.base_model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids_from_mask(attention_mask),
-                use_cache=False,
-                **inputs,
-            ).last_hidden_state  # (N, L + k, d)
+            hidden = base_model(**rows, use_cache=False).last_hidden_state  # (N, L + k, d)
         return self.summary_projector(hidden[:, -num_summary_tokens:])
 
     def _insert(self, summary: Fwd2BotSummary, expanded: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -325,6 +323,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
             if text_input_ids is not None or segment_ids is not None:
                 raise ValueError("Captions and segment_ids need images: give the `compress_` tensors as well.")
             self._require_stage("generate")
+            if self._reads_token_types:
+                kwargs["token_type_ids"] = causal_token_types(input_ids if inputs_embeds is None else inputs_embeds)
             with run_stage("generate"):
                 output = self.backbone(
                     input_ids=input_ids,
@@ -400,10 +400,11 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
             # Additive: eager attention adds the mask to its scores, and SDPA takes it as well.
             mask = torch.zeros_like(visible, dtype=embeds.dtype)
             mask = mask.masked_fill(~visible, torch.finfo(embeds.dtype).min)  # (N, 1, L', L')
+        inputs = {"attention_mask": mask, "position_ids": position_ids}
+        if self._reads_token_types:
+            inputs["token_type_ids"] = causal_token_types(embeds)
         with run_stage("generate"):
-            logits = self.backbone(
-                inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, use_cache=False
-            ).logits
+            logits = self.backbone(inputs_embeds=embeds, **inputs, use_cache=False).logits
         return logits, expanded.get("labels")
 
     def _logit_scale(self) -> torch.Tensor:

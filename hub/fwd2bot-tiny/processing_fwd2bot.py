@@ -93,7 +93,10 @@ class Fwd2BotProcessor(ProcessorMixin):
         self.image_prompt = image_prompt
         self.text_prompt = text_prompt
         self.image_token = getattr(backbone_processor, "image_token", None) or self.tokenizer.image_token
-        self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
+        # What the template writes for a picture may be another token than the one that the model puts image features
+        # in place of (Gemma 3: <start_of_image> and <image_soft_token>).
+        self.image_token_id = _merged_token_id(backbone_processor, self.image_token)
+        self._merged_token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
 
     load_image = staticmethod(load_image)  # for the pipelines, which decode pictures ahead of the model
 
@@ -177,7 +180,7 @@ class Fwd2BotProcessor(ProcessorMixin):
             add_generation_prompt=True,
         )
         with _tokenizing:
-            return self.backbone_processor(
+            batch = self.backbone_processor(
                 images=[[picture] for picture in pictures],
                 text=[prompt] * len(pictures),
                 padding=True,
@@ -185,6 +188,8 @@ class Fwd2BotProcessor(ProcessorMixin):
                 return_tensors="pt",
                 add_special_tokens=self._add_special([prompt]),
             )
+        batch.pop("labels", None)  # PaliGemma's processor makes some
+        return batch
 
     def process_texts(self, texts: str | Sequence[str]) -> BatchFeature:
         """`[text][its prompt]`, a row per text, left-padded: what `embed` takes.
@@ -201,7 +206,7 @@ class Fwd2BotProcessor(ProcessorMixin):
                 [{"role": "user", "content": [{"type": "text", "text": f"{text}\n{self.text_prompt}"}]}],
                 add_generation_prompt=True,
             )
-            for text in (text.replace(self.image_token, " ") for text in texts)
+            for text in (text.replace(self.image_token, " ").replace(self._merged_token, " ") for text in texts)
         ]
         batch = self._tokenize(prompts, padding=True, padding_side="left")
         length, limit = batch["input_ids"].shape[1], self.tokenizer.model_max_length
@@ -272,6 +277,7 @@ class Fwd2BotProcessor(ProcessorMixin):
         return cls(backbone_processor, image_prompt=settings["image_prompt"], text_prompt=settings["text_prompt"])
 
     def _tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
+        prompts = [prompt.replace(self.image_token, self._merged_token) for prompt in prompts]
         with _tokenizing:
             return self.tokenizer(
                 prompts, **{"return_tensors": "pt", "add_special_tokens": self._add_special(prompts), **options}
@@ -281,6 +287,15 @@ class Fwd2BotProcessor(ProcessorMixin):
         """Whether the tokenizer shall add its start token: not where the chat template has written it already."""
         bos = self.tokenizer.bos_token
         return not (bos and prompts[0].startswith(bos))
+
+
+def _merged_token_id(backbone_processor: Any, image_token: str) -> int:
+    """Id of the tokens that the backbone replaces with image features."""
+    tokenizer = backbone_processor.tokenizer
+    for found in (getattr(tokenizer, "image_token_id", None), getattr(backbone_processor, "image_token_id", None)):
+        if found is not None:
+            return found
+    return tokenizer.convert_tokens_to_ids(image_token)
 
 
 def _check_texts(texts: str | Sequence[str]) -> list[str]:
