@@ -8,7 +8,7 @@ forward that it repeats (see `checkpoint_stage`).
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
+
+from .configuration_fwd2bot import STAGES
 
 _running = threading.local()
 
@@ -64,6 +66,43 @@ def linear_layer_names(module: nn.Module) -> list[str]:
             f"{type(module).__name__} has no torch.nn.Linear layer to put a LoRA on. Give target_modules."
         )
     return sorted(names)
+
+
+def lora_arguments(
+    adapters: Mapping[str, LoraConfig | Mapping[str, Any]] | None, default: dict[str, Any], language_model: nn.Module
+) -> dict[str, dict[str, Any]]:
+    """Arguments of `peft.LoraConfig` for both stages, as they stand in a config file.
+
+    Args:
+        adapters: a `LoraConfig` or its arguments for one stage or both; `default` for the other.
+
+    Raises:
+        ValueError: for an unknown stage, or a LoRA that would train or replace weights of the backbone itself.
+    """
+    unknown = sorted(set(adapters or {}) - set(STAGES))
+    if unknown:
+        raise ValueError(f"adapters has the stage(s) {unknown}; the allowed ones are {list(STAGES)}.")
+    chosen = {}
+    for stage in STAGES:
+        lora = (adapters or {}).get(stage, default)
+        values = _changed_fields(lora) if isinstance(lora, LoraConfig) else dict(lora)
+        for name, harmless in (("modules_to_save", (None, [])), ("bias", (None, "none"))):
+            if values.get(name) not in harmless:
+                raise ValueError(
+                    f"adapters[{stage!r}] has {name}={values[name]!r}, which changes weights of the backbone, and "
+                    "they stay as they are. Leave it out."
+                )
+        if values.get("target_modules") is None:
+            values["target_modules"] = linear_layer_names(language_model)
+        chosen[stage] = values
+    return chosen
+
+
+def _changed_fields(lora: LoraConfig) -> dict[str, Any]:
+    """The fields of a `LoraConfig` that differ from its defaults, as JSON takes them."""
+    default, values = LoraConfig().to_dict(), lora.to_dict()
+    changed = {name: value for name, value in values.items() if value != default.get(name)}
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in changed.items()}
 
 
 def install_adapter(language_model: nn.Module, stage: str, lora: dict[str, Any]) -> None:

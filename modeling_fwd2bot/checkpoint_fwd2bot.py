@@ -12,10 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, cached_file
 
 MODEL_FILES = (
     "adapters_fwd2bot.py",
+    "backbone_fwd2bot.py",
     "checkpoint_fwd2bot.py",
     "configuration_fwd2bot.py",
     "generation_fwd2bot.py",
@@ -24,7 +25,6 @@ MODEL_FILES = (
     "packing_fwd2bot.py",
     "placeholders_fwd2bot.py",
     "processing_fwd2bot.py",
-    "rows_fwd2bot.py",
     "summary_fwd2bot.py",
 )
 PIPELINES = {
@@ -39,6 +39,7 @@ PIPELINE_FILES = (
     "pipeline_memory.py",
 )
 
+DRAFT = ".saving-"
 MODEL_CLASS = "modeling_fwd2bot.Fwd2BotForConditionalGeneration"
 AUTO_MAP = {
     "AutoConfig": "configuration_fwd2bot.Fwd2BotConfig",
@@ -68,15 +69,32 @@ class CheckpointMixin:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the trained weights: that of the loaded checkpoint, in whatever dtype, until a weight is changed."""
+        """Hash of the trained weights: that of the loaded checkpoint, in whatever dtype, until a weight is changed.
+
+        What changes weights behind autograd's back (`parameter.data`) is not seen.
+        """
+        seen = self.__dict__.get("_fingerprinted")
         versions = _versions(self)
-        if self.config.fingerprint is None or getattr(self, "_fingerprinted", None) != versions:
-            self.config.fingerprint = weights_fingerprint(self.trained_parameters())
-            self._fingerprinted = versions
+        if self.config.fingerprint is None or seen not in (versions, "before copying"):
+            trained = self.trained_parameters()
+            if self.config.fingerprint is None or not any(value.is_meta for value in trained.values()):
+                self.config.fingerprint = weights_fingerprint(trained)
+        self._fingerprinted = versions
         return self.config.fingerprint
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)  # of pickle and deepcopy, which begin to count the versions anew
+        if state.get("_fingerprinted") == _versions(self):
+            state["_fingerprinted"] = "before copying"
+        return state
+
     def save_pretrained(
-        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
     ) -> None:
         """As `PreTrainedModel.save_pretrained`, plus the code that `trust_remote_code=True` loads.
 
@@ -91,15 +109,20 @@ class CheckpointMixin:
             raise ValueError(
                 f"A model loaded with stage={self.stage!r} lacks parts and cannot be saved. Load it without `stage`."
             )
+        if kwargs.get("distributed_checkpoint"):
+            raise ValueError("distributed_checkpoint is not supported. Leave it out: the main process writes it all.")
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"{save_directory} is a file. Give a folder to save the model in.")
         find_code(self.config)  # an error comes before anything is written
         self.config.fingerprint = self.fingerprint
         set_auto_map(self.config)
-        if kwargs.get("is_main_process", True):
-            with draft_folder(save_directory) as draft:
-                super().save_pretrained(draft, *args, **kwargs)
-                copy_code(draft, self.config)
+        if not is_main_process:  # sharded weights are gathered by all processes together, and one of them writes
+            with TemporaryDirectory() as nowhere:
+                super().save_pretrained(nowhere, is_main_process=False, state_dict=state_dict, **kwargs)
+            return
+        with draft_folder(save_directory) as draft:
+            super().save_pretrained(draft, state_dict=state_dict, **kwargs)
+            copy_code(draft, self.config)
         if push_to_hub:  # only now the folder is complete; this saves once more, into a folder of its own
             hub = ("commit_message", "private", "token", "revision", "create_pr", "max_shard_size")
             options = {key: value for key, value in kwargs.items() if key in hub}
@@ -110,26 +133,34 @@ class CheckpointMixin:
 def draft_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """A folder to write a checkpoint in, whose files replace those of `folder` when the block ends without an error.
 
-    Weights of an earlier save that the new one does not have (it may have had more shards) are removed.
+    While they are moved, `folder` has no config, so that a mixture of two checkpoints cannot be loaded. Weights of an
+    earlier save that the new one does not have (it may have had more shards) are removed.
     """
     folder = Path(folder)
-    existed = folder.is_dir()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with TemporaryDirectory(prefix=".saving-", dir=folder) as draft:  # inside: the same disk, and its permissions
+        for forsaken in folder.glob(f"{DRAFT}*"):  # of a process that was killed
+            shutil.rmtree(forsaken)
+        with TemporaryDirectory(prefix=DRAFT, dir=folder) as draft:  # inside: the same disk, and its permissions
             yield Path(draft)
-            written = [file.relative_to(draft) for file in Path(draft).rglob("*") if file.is_file()]
-            for name in sorted(written, key=lambda name: name.name == CONFIG_NAME):  # the config last
-                (folder / name).parent.mkdir(exist_ok=True)
-                os.replace(Path(draft) / name, folder / name)
-        if any(map(_is_weights, written)):
-            for stale in set(filter(_is_weights, folder.iterdir())) - {folder / name for name in written}:
-                stale.unlink()
+            _move(Path(draft), folder)
     except BaseException:
-        if not existed:
-            with suppress(OSError):
-                folder.rmdir()
+        for place in made:
+            with suppress(OSError):  # not empty: somebody else's by now
+                place.rmdir()
         raise
+
+
+def _move(draft: Path, folder: Path) -> None:
+    written = [file.relative_to(draft) for file in draft.rglob("*") if file.is_file()]
+    configs = [name for name in written if name.name in (CONFIG_NAME, PROCESSOR_NAME)]
+    stale = set(filter(_is_weights, folder.iterdir())) if any(map(_is_weights, written)) else set()
+    for file in [*(folder / name for name in configs), *stale]:
+        file.unlink(missing_ok=True)
+    for name in sorted(written, key=lambda name: name in configs):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(draft / name, folder / name)
 
 
 def _is_weights(file: Path) -> bool:
@@ -209,10 +240,22 @@ def _versions(model: Any) -> list[int]:
 
 
 def weights_fingerprint(parameters: Mapping[str, torch.Tensor]) -> str:
-    """16 hexadecimal digits that identify trained weights: names, shapes and values, in order of name."""
+    """16 hexadecimal digits that identify trained weights: names, shapes and values, in order of name.
+
+    Raises:
+        ValueError: for weights that are not here, because they are offloaded or another process has them.
+    """
     digest = hashlib.sha256()
     for name in sorted(parameters):
-        value = parameters[name].detach().float().cpu().contiguous()
+        value = parameters[name].detach()
+        if hasattr(value, "full_tensor"):  # a DTensor, of which this process may hold a part
+            value = value.full_tensor()
+        if value.is_meta or value.numel() == 0:
+            raise ValueError(
+                f"The weights {name!r} are not in this process (offloaded or sharded), so they have no fingerprint. "
+                "Bring them together first, or load the model without offloading."
+            )
+        value = value.float().cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)} ".encode())
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()[:16]

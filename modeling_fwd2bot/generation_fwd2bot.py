@@ -137,11 +137,7 @@ class SummaryGenerationMixin(GenerationMixin):
             check_placeholders(placeholders, len(compress_inputs.get("input_ids", ())))
             summary = self.compress(num_summary_tokens=num_summary_tokens, **compress_inputs)
             return self.generate_from_summary(summary, input_ids, attention_mask, **kwargs)
-        if placeholders.any():
-            raise ValueError(
-                f"The prompts hold {int(placeholders.sum())} image placeholder(s), but no image was given. Pass the "
-                "`compress_` tensors of processor(images=..., text=...), or use generate_from_summary."
-            )
+        self._check_no_image(input_ids, mask, kwargs)
         return self._generate(None, input_ids, attention_mask, kwargs)
 
     @torch.no_grad()
@@ -204,6 +200,18 @@ class SummaryGenerationMixin(GenerationMixin):
         empty = (attention_mask.sum(1) == 0).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"attention_mask leaves no token in row(s) {empty}. {remedy}")
+
+    def _check_no_image(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, inputs: dict) -> None:
+        """Raise for words alone that have a placeholder, or come with pixels that nothing would compress."""
+        remedy = "Pass the `compress_` tensors of processor(images=..., text=...), or use generate_from_summary."
+        pixels = sorted(name for name in inputs if name.startswith("pixel"))
+        if pixels:
+            raise TypeError(f"{pixels} would go past the compress pass. {remedy}")
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if mask.shape == input_ids.shape:  # not that of packed rows or of a prepared cache
+            found = int(count_placeholders(input_ids, mask, self.image_token_id).sum())
+            if found:
+                raise ValueError(f"The prompts hold {found} image placeholder(s), but no image was given. {remedy}")
 
     def _check_compress_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         self._require_stage("compress")

@@ -5,18 +5,25 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import GenerationConfig, GenerationMixin
 
 from .answer_inputs import (
     ROW_COLUMNS,
     is_one_question,
-    join_summaries,
     pair_question,
     pair_questions,
     question_prompt,
     row_to_item,
 )
-from .pipeline_batches import BatchedPipeline, checked_picture, each_input, is_picture
+from .pipeline_batches import (
+    BatchedPipeline,
+    check_summary,
+    checked_picture,
+    each_input,
+    is_picture,
+    is_summary,
+)
 
 OWN_PARAMETERS = (
     "num_summary_tokens", "max_new_tokens", "generate_kwargs", "stop_sequence", "return_full_text", "return_tensors",
@@ -59,7 +66,7 @@ class AnswerPipeline(BatchedPipeline):
                 together in `generate_kwargs`. A streamer sees one question after the other.
             stop_sequence: text or texts after which an answer ends.
             return_full_text: with the question (or, for a chat, the messages) before the answer. Default: False.
-            return_tensors: "generated_token_ids", the new ids, in place of "generated_text".
+            return_tensors: "generated_token_ids", the new ids `(T,)` without padding, in place of "generated_text".
             skip_special_tokens, clean_up_tokenization_spaces: of the decoding.
             batch_size, num_workers, progress: see [`BatchedPipeline`].
 
@@ -70,7 +77,7 @@ class AnswerPipeline(BatchedPipeline):
         Raises:
             TypeError, ValueError, FileNotFoundError: before any compute for an empty list, for both or neither of
                 images and summary, for numbers of questions, pictures and placeholders that do not match (naming
-                them), or for an argument that `generate()` does not have.
+                them), for a summary of the wrong dtype or shape, or for an argument that `generate()` does not have.
         """
         running = {name: kwargs.pop(name) for name in RUN_PARAMETERS if name in kwargs}
         _, forward_params, _ = self._sanitize_parameters(**kwargs)
@@ -103,10 +110,13 @@ class AnswerPipeline(BatchedPipeline):
             picture = self.processor.load_image(checked_picture(images))
             length = {**self._forward_params, **forward_params}.get("num_summary_tokens")
             images, summary = None, self.compress_pictures([picture], length)
+        if is_summary(summary):
+            check_summary(summary, self.summary_width)
+            summary = summary.to("cpu")  # once, and not for every question
         return pair_questions(list(questions), images, summary)
 
     def _item(self, row: Any) -> dict[str, Any]:
-        return row_to_item(row, self.processor)
+        return row_to_item(row, self.processor, self.summary_width)
 
     def _sanitize_parameters(
         self,
@@ -158,24 +168,31 @@ class AnswerPipeline(BatchedPipeline):
         inputs = self.processor(text=[item["prompt"] for item in items]).to(self.device)
         output = self.model.generate_from_summary(summary, **inputs, **generate_kwargs)
         new = output[:, inputs["input_ids"].shape[1] :]  # (B * num_return_sequences, T)
+        settings = self._get_set_generation_params(generate_kwargs)
+        ends, padding = (_token_ids(settings.get(name), new) for name in ("eos_token_id", "pad_token_id"))
         return [
-            {"question": item["question"], "ids": ids}
+            {"question": item["question"], "ids": [_without_padding(one, ends, padding) for one in ids]}
             for item, ids in zip(items, new.reshape(len(items), -1, new.shape[-1]), strict=True)
         ]
 
     def _summary(self, items: list[dict[str, Any]], num_summary_tokens: int | None) -> Any:
-        """The summaries of all items in the order of their placeholders; all pictures are compressed together."""
+        """The summaries of all items in the order of their placeholders; all pictures are compressed together.
+
+        The model checks each that was given by itself. The batch leaves out what made them: parts of which one does
+        not say so, or that are of a picture and of a text, could not be joined with it.
+        """
+        given = [self.model._check_summary(item["summary"]) if "summary" in item else None for item in items]
         pictures = [picture for item in items for picture in item.get("pictures", ())]
         compressed = self.compress_pictures(pictures, num_summary_tokens) if pictures else None
         parts, start = [], 0
-        for item in items:
-            if "summary" in item:
-                parts.append(item["summary"].to(device=self.device, dtype=self.dtype))
-            else:
+        for item, summary in zip(items, given, strict=True):
+            if summary is None:
                 end = start + len(item["pictures"])
-                parts.append(compressed[start:end])
+                summary = compressed[start:end]
                 start = end
-        return join_summaries(parts)
+            parts.append(summary)
+        kind = type(parts[0])  # of the model's own copy of the class, which is not imported here
+        return kind.cat([kind(part.tokens, part.lengths) for part in parts])
 
     def postprocess(
         self,
@@ -196,6 +213,19 @@ class AnswerPipeline(BatchedPipeline):
         if return_full_text:
             return [{"generated_text": _full_text(output["question"], answer)} for answer in answers]
         return [{"generated_text": answer} for answer in answers]
+
+
+def _token_ids(value: Any, like: torch.Tensor) -> torch.Tensor:
+    """A setting of `generate()`, None, an id or several, as a tensor of ids."""
+    return torch.as_tensor([] if value is None else value, dtype=like.dtype, device=like.device).reshape(-1)
+
+
+def _without_padding(ids: torch.Tensor, ends: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+    """The new ids `(T,)` of one answer up to its first end token; without any, as far as they are no padding."""
+    found = torch.isin(ids, ends).nonzero()
+    if len(found) == 0:
+        found = torch.isin(ids, padding, invert=True).nonzero()[-1:]  # behind it, a stop sequence ended the answer
+    return ids[: int(found[0]) + 1] if len(found) else ids[:0]
 
 
 def _full_text(question: Any, answer: str) -> Any:

@@ -53,8 +53,8 @@ class BackboneCollator:
 class Fwd2BotCollator(BackboneCollator):
     """Adds the compress inputs of the pictures and the texts of the contrastive side.
 
-    The texts of one batch are all full descriptions or all short captions with hard negatives, so that their lengths
-    are alike. `text_image_mask` is False where a text is true of a picture that it was not written for.
+    The texts of one batch are all full descriptions or all short captions, either with their hard negatives, so that
+    their lengths are alike. `text_image_mask` is False where a text is true of a picture that it was not written for.
 
     Args:
         processor: a Fwd2BotProcessor.
@@ -77,9 +77,11 @@ class Fwd2BotCollator(BackboneCollator):
 
     def texts(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         # the first row's coin: what a batch holds depends on its rows alone, so a resumed run sees the same
-        if rows[0]["coin"] < self.data.full_share:
-            texts = [row["full"] for row in rows]
-            text_image = torch.arange(len(rows))
+        full = rows[0]["coin"] < self.data.full_share
+        if full:
+            negatives = [text for row in rows for text in row["full_negatives"]]
+            texts = [row["full"] for row in rows] + negatives
+            text_image = torch.cat([torch.arange(len(rows)), torch.full((len(negatives),), -1)])
             mask = torch.ones(len(rows), len(texts), dtype=torch.bool)
         else:
             captions = [caption for row in rows for caption in row["short"]]
@@ -96,4 +98,5 @@ class Fwd2BotCollator(BackboneCollator):
             "text_attention_mask": encoded["attention_mask"],
             "text_image": text_image,
             "text_image_mask": mask,
+            "text_kind": "full" if full else "short",  # for the log
         }

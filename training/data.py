@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from .recipe import BackboneData, Fwd2BotData
-from .scenes import Scene, ask, describe, hard_negatives, render, scene, short_caption
+from .scenes import Scene, altered, ask, describe, hard_negatives, render, scene, short_caption
 
 IGNORED = -100  # the label of a token that is not learnt
 DESCRIBE = "Describe the picture."
@@ -132,8 +132,8 @@ class TrainingRows(torch.utils.data.Dataset):
 class CaptionedRows(TrainingRows):
     """Rows with texts for the contrastive side.
 
-    Each adds `scene`, `full` (a description), `short` (Captions), `negatives` (texts false of it), and a `coin` in
-    0..1, by which the collator chooses among them.
+    Each adds `scene`, `full` (a description), `full_negatives` (descriptions false in one detail), `short` (Captions),
+    `negatives` (short captions false of it), and a `coin` in 0..1, by which the collator chooses among them.
     """
 
     data: Fwd2BotData
@@ -145,6 +145,7 @@ class CaptionedRows(TrainingRows):
             "scene": one,
             "coin": rng.random(),
             "full": describe(one, rng),
+            "full_negatives": [describe(altered(one, rng), rng) for _ in range(self.data.full_negatives)],
             "short": [short_caption(one, rng) for _ in range(self.data.short_captions)],
             "negatives": negatives[: self.data.hard_negatives],
         }

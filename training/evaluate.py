@@ -52,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print(format_results(results))
     if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(results, indent=2) + "\n")
 
 
@@ -63,7 +62,7 @@ def evaluate(
     split: str = "test",
     pictures: int = 2000,
     questions: int = 5,
-    retrieval: int = 1000,
+    retrieval: int | None = None,
     lengths: Sequence[int] | None = None,
     batch_size: int = 250,
     dtype: torch.dtype = torch.float32,
@@ -76,10 +75,15 @@ def evaluate(
         checkpoint: a Fwd2Bot, or a plain image-text-to-text model (questions only).
         split: of the scenes, "validation" or "test".
         pictures, questions: number of pictures, and of questions about each.
-        retrieval: number of pictures (the first) among which is searched.
+        retrieval: number of pictures (the first) among which is searched. Default: 1000, or all if there are fewer.
         lengths: lengths k. Default: the checkpoint's `summary_lengths`.
+
+    Raises:
+        ValueError: a number is out of its range; before any compute.
     """
-    is_fwd2bot = AutoConfig.from_pretrained(checkpoint).model_type == "fwd2bot"
+    config = AutoConfig.from_pretrained(checkpoint)
+    _check(config, pictures, questions, retrieval, lengths, batch_size)
+    is_fwd2bot = config.model_type == "fwd2bot"
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype).eval().to(device)
     processor = AutoProcessor.from_pretrained(checkpoint)
     scenes = [scene(split, index, shapes_only=shapes_only) for index in range(pictures)]
@@ -90,7 +94,7 @@ def evaluate(
         "split": split,
         "pictures": pictures,
         "questions": len(asked),
-        "retrieval_pictures": min(retrieval, pictures),
+        "retrieval_pictures": min(1000, pictures) if retrieval is None else retrieval,
         "dtype": str(dtype).removeprefix("torch."),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
@@ -149,6 +153,29 @@ def format_results(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _check(
+    config: Any, pictures: int, questions: int, retrieval: int | None, lengths: Sequence[int] | None, batch_size: int
+) -> None:
+    for name, value in (("pictures", pictures), ("questions", questions), ("batch size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if retrieval is not None and not 1 <= retrieval <= pictures:
+        raise ValueError(f"retrieval must be in 1..{pictures} (pictures), got {retrieval}.")
+    if lengths is not None and config.model_type == "fwd2bot":
+        k_max = config.num_summary_tokens
+        if not lengths or not all(1 <= k <= k_max for k in lengths):
+            raise ValueError(f"lengths must be in 1..{k_max} (the model's summary queries), got {list(lengths)}.")
+
+
+def _check_writable(output: Path) -> None:
+    """Raise `OSError` unless the file can be written; leaves none behind."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    existed = output.exists()
+    output.open("a").close()
+    if not existed:
+        output.unlink()
+
+
 def _answers(asked: list, processor: Any, batch_size: int, generate: Callable) -> dict[str, float]:
     """Exact match by kind. `generate(picture indices, prompts)` returns the new ids alone."""
     prompts: dict[str, str] = {}
@@ -168,13 +195,14 @@ def _answers(asked: list, processor: Any, batch_size: int, generate: Callable) -
 
 
 def _answer_uncompressed(model: Any, processor: Any, images: list, prompts: list[str]) -> torch.Tensor:
+    start = processor.tokenizer.bos_token
     inputs = processor(
         images=[[image] for image in images],
         text=prompts,
         padding=True,
         padding_side="left",
         return_tensors="pt",
-        add_special_tokens=False,
+        add_special_tokens=not (start and prompts[0].startswith(start)),  # as Fwd2BotProcessor does
     ).to(model.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     generate = getattr(model, "generate_uncompressed", model.generate)
@@ -270,7 +298,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--questions", type=int, default=5, help="per picture")
-    parser.add_argument("--retrieval", type=int, default=1000, help="search among the first so many pictures")
+    parser.add_argument(
+        "--retrieval", type=int, help="search among the first so many pictures (default: 1000, or all if fewer)"
+    )
     parser.add_argument(
         "--lengths", type=int, nargs="+", metavar="K", help="default: the checkpoint's summary_lengths"
     )
@@ -279,7 +309,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--shapes-only", action="store_true", help="scenes that need no emoji font")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures as JSON, too")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    config = AutoConfig.from_pretrained(args.checkpoint)
+    try:
+        _check(config, args.pictures, args.questions, args.retrieval, args.lengths, args.batch_size)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.output is not None:
+        try:
+            _check_writable(args.output)
+        except OSError as error:
+            parser.error(f"--output {args.output} cannot be written ({error.strerror}); name a file in another folder")
+    return args
 
 
 if __name__ == "__main__":

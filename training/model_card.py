@@ -1,5 +1,6 @@
 """The model card of an exported checkpoint, written from the figures of its evaluation."""
 
+from collections.abc import Iterable
 from typing import Any
 
 _HEADER = """\
@@ -94,16 +95,25 @@ The things are drawn with Noto Color Emoji (SIL Open Font License 1.1).
 
 
 def model_card(results: dict[str, Any], model: Any) -> str:
-    """The card as Markdown, from the output of `fwd2bot.training.evaluate` and the model that it was of."""
-    settings = [name for name in results if name == "uncompressed" or name.startswith("k=")]
-    lengths = [name for name in settings if name != "uncompressed"]
-    full_answers = results["uncompressed"]["answers"]
-    kinds = [kind for kind in full_answers if kind != "all"]
-    answers = [[kind, *(_percent(results[name]["answers"][kind]) for name in settings)] for kind in kinds]
-    answers.append(["**all**", *(_percent(results[name]["answers"]["all"]) for name in settings)])
-    if full_answers["all"] > 0:
-        shares = [results[name]["answers"]["all"] / full_answers["all"] for name in settings]
-        answers.append(["share of uncompressed", *map(_percent, shares)])
+    """The card as Markdown, from the output of `fwd2bot.training.evaluate` and the model that it was of.
+
+    Raises:
+        ValueError: a figure of the card is not among the results; the message names it.
+    """
+    lengths = [name for name in results if name.startswith("k=")]
+    if not lengths:
+        raise _missing("k=...")
+    settings = ["uncompressed", *lengths]
+
+    def values(names: Iterable[str], *path: str) -> list[Any]:
+        return [_entry(results, name, *path) for name in names]
+
+    kinds = [kind for kind in _entry(results, "uncompressed", "answers") if kind != "all"]
+    answers = [[kind, *map(_percent, values(settings, "answers", kind))] for kind in kinds]
+    of_all = values(settings, "answers", "all")
+    answers.append(["**all**", *map(_percent, of_all)])
+    if of_all[0] > 0:
+        answers.append(["share of uncompressed", *(_percent(share / of_all[0]) for share in of_all)])
 
     rows = []
     for group in (
@@ -112,32 +122,43 @@ def model_card(results: dict[str, Any], model: Any) -> str:
         "short_caption_to_image",
         "image_to_short_caption",
     ):
-        for measure in results[lengths[0]][group]:
-            rows.append(
-                [
-                    f"{group.replace('_', ' ')}, {measure}",
-                    *(_percent(results[name][group][measure]) for name in lengths),
-                ]
-            )
-    for sort in results[lengths[0]]["hard_negatives"]:
-        values = [_percent(results[name]["hard_negatives"][sort]) for name in lengths]
-        rows.append([f"hard negatives, {sort.replace('_', ' ')}", *values])
+        for measure in _entry(results, lengths[0], group):
+            rows.append([f"{group.replace('_', ' ')}, {measure}", *map(_percent, values(lengths, group, measure))])
+    for sort in _entry(results, lengths[0], "hard_negatives"):
+        shares = map(_percent, values(lengths, "hard_negatives", sort))
+        rows.append([f"hard negatives, {sort.replace('_', ' ')}", *shares])
 
     config = model.config
     width = config.get_text_config().hidden_size
     return _HEADER + _TEXT.format(
-        image_tokens=results["uncompressed"]["bytes_per_image"] // (2 * width),
+        image_tokens=_entry(results, "uncompressed", "bytes_per_image") // (2 * width),
         k_max=config.num_summary_tokens,
         width=width,
         answers=_table(["kind", *settings], answers),
         retrieval=_table(["", *lengths], rows),
-        sizes=_table(settings, [[f"{results[name]['bytes_per_image']:,}" for name in settings]]),
+        sizes=_table(settings, [[f"{size:,}" for size in values(settings, "bytes_per_image")]]),
         parameters=model.num_parameters() / 1e6,
         rank=config.adapters["compress"]["r"],
         lengths=", ".join(map(str, config.summary_lengths)),
-        torch=results["versions"]["torch"],
-        transformers=results["versions"]["transformers"],
-        **{key: results[key] for key in ("pictures", "questions", "split", "dtype", "retrieval_pictures")},
+        torch=_entry(results, "versions", "torch"),
+        transformers=_entry(results, "versions", "transformers"),
+        **{key: _entry(results, key) for key in ("pictures", "questions", "split", "dtype", "retrieval_pictures")},
+    )
+
+
+def _entry(results: dict[str, Any], *path: str) -> Any:
+    entry: Any = results
+    for name in path:
+        if not isinstance(entry, dict) or name not in entry:
+            raise _missing(*path)
+        entry = entry[name]
+    return entry
+
+
+def _missing(*path: str) -> ValueError:
+    return ValueError(
+        f"the evaluation has no entry {' / '.join(path)}: it is of an older version, or of a model that does not "
+        "compress. Evaluate this checkpoint anew with fwd2bot.training.evaluate."
     )
 
 

@@ -70,6 +70,7 @@ class Fwd2BotData(BackboneData):
 
     full_share: float = 0.25  # share of the steps whose texts are full descriptions; the others have short captions
     short_captions: int = 2  # per picture
+    full_negatives: int = 1  # per picture, in steps with full descriptions
     hard_negatives: int = 2  # per picture, in steps with short captions
 
 

@@ -25,10 +25,19 @@ class StageTrainer(Trainer):
     """A Trainer whose checkpoints hold every tensor under the model's own names, and load only if every one arrives.
 
     The Trainer's own way loses a LLaVA silently: `save_pretrained` writes legacy names and the resume is not strict.
+
+    Raises:
+        NotImplementedError: for a run whose weights FSDP or DeepSpeed would shard.
     """
 
     def __init__(self, *args: Any, optimizer_recipe: OptimizerRecipe | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        for name, enabled in (("FSDP", self.is_fsdp_enabled), ("DeepSpeed", self.is_deepspeed_enabled)):
+            if enabled:
+                raise NotImplementedError(
+                    f"{type(self).__name__} cannot save or resume weights that {name} shards. Switch {name} off: runs "
+                    "in one process and DDP runs work."
+                )
         self.optimizer_recipe = optimizer_recipe or OptimizerRecipe()
         self._parts: dict[str, list[torch.Tensor]] = defaultdict(list)
 
@@ -65,6 +74,8 @@ class StageTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if hasattr(model, "fingerprint"):  # the config's own is that of the weights at the last load or compress()
+            model.config.fingerprint = model.fingerprint
         model.config.save_pretrained(folder)
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
@@ -114,13 +125,14 @@ class Fwd2BotTrainer(StageTrainer):
     def compute_loss(
         self, model: PreTrainedModel, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
+        inputs = dict(inputs)
+        text_kind = [inputs.pop("text_kind")] if "text_kind" in inputs else []
         if self.model_accepts_loss_kwargs:
-            inputs = dict(inputs, num_items_in_batch=kwargs.get("num_items_in_batch"))
+            inputs["num_items_in_batch"] = kwargs.get("num_items_in_batch")
         outputs = model(**inputs)
         self.record("autoregressive_loss", outputs.autoregressive_loss)
         if outputs.contrastive_loss is not None:
-            full = len(inputs["text_image"]) == len(outputs.image_embeds)  # one description a picture
-            self.record("contrastive_loss_full" if full else "contrastive_loss_short", outputs.contrastive_loss)
+            self.record("_".join(["contrastive_loss", *text_kind]), outputs.contrastive_loss)
         self.record("temperature", torch.exp(-self.model.logit_scale.detach()))
         self.record("num_summary_tokens", outputs.summary.lengths.float().mean())
         return (outputs.loss, outputs) if return_outputs else outputs.loss

@@ -8,9 +8,14 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
-import torch
-
-from .pipeline_batches import NO_SUMMARY, checked_picture, each_input, is_picture, is_summary
+from .pipeline_batches import (
+    check_summary,
+    checked_picture,
+    count_summaries,
+    each_input,
+    is_picture,
+    is_summary,
+)
 
 ROW_COLUMNS = ("question", "text", "images", "image", "summary")  # others of a data set are not even decoded
 
@@ -79,8 +84,10 @@ def pair_questions(questions: list[Any], images: Any, summary: Any) -> list[Mapp
     ]
 
 
-def row_to_item(row: Any, processor: Any) -> dict[str, Any]:
+def row_to_item(row: Any, processor: Any, summary_width: int) -> dict[str, Any]:
     """Check a row as far as that needs no reading of pictures, and make its prompt.
+
+    Its summary is moved to the CPU, since a worker process cannot hand on what is on an accelerator.
 
     Raises:
         TypeError, ValueError, FileNotFoundError: for a row without a question or without anything that it is about,
@@ -94,12 +101,11 @@ def row_to_item(row: Any, processor: Any) -> dict[str, Any]:
     images = row.get("image") if row.get("images") is None else row["images"]
     _check_either(images, summary)
     if summary is not None:
-        if not is_summary(summary):
-            raise TypeError(NO_SUMMARY.format(type(summary).__name__))
+        check_summary(summary, summary_width)
         return {
             "question": question,
             "prompt": question_prompt(question, count_summaries(summary), processor),
-            "summary": summary,
+            "summary": summary.to("cpu"),
         }
     pictures = _checked_pictures(images)
     return {
@@ -135,31 +141,6 @@ def question_prompt(question: Any, num_pictures: int, processor: Any) -> str:
             f"{num_pictures} picture(s) were given. Mark one for each, or none to have them all come first."
         )
     return prompt
-
-
-def count_summaries(summary: Any) -> int:
-    """N, the number of pictures, of a Fwd2BotSummary or a `(N, k, d)` tensor."""
-    return len(summary.tokens) if hasattr(summary, "tokens") else len(summary)
-
-
-def join_summaries(summaries: list[Any]) -> Any:
-    """Summaries, or bare tensors of one length, as one batch.
-
-    Raises:
-        ValueError: for tensors that differ in length or width.
-    """
-    if len(summaries) == 1:
-        return summaries[0]
-    kinds = [type(summary) for summary in summaries if not isinstance(summary, torch.Tensor)]
-    if kinds:
-        kind = kinds[0]  # of the model's own copy of the class, which is not imported here
-        return kind.cat([kind(one) if isinstance(one, torch.Tensor) else one for one in summaries])
-    if len({summary.shape[1:] for summary in summaries}) > 1:
-        raise ValueError(
-            f"Summaries given as tensors must agree in all but N, got {[tuple(one.shape) for one in summaries]}. "
-            "Give them as Fwd2BotSummary, which may differ in length."
-        )
-    return torch.cat(summaries)
 
 
 def _check_either(images: Any, summary: Any) -> None:

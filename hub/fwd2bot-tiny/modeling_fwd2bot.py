@@ -7,11 +7,12 @@ place of the image, and answers. Source: Fwd2Bot (arXiv 2503.21757) and its Neur
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText, PreTrainedModel
@@ -23,21 +24,21 @@ from .adapters_fwd2bot import (
     install_adapter,
     install_queries,
     is_adapter_parameter,
-    linear_layer_names,
+    lora_arguments,
     run_stage,
 )
+from .backbone_fwd2bot import causal_token_types, check_backbone, reads_token_types, with_queries
 from .checkpoint_fwd2bot import CheckpointMixin, check_loading_info
 from .configuration_fwd2bot import STAGES, Fwd2BotConfig, check_num_summary_tokens
 from .generation_fwd2bot import SummaryGenerationMixin, take_prefixed
 from .losses_fwd2bot import autoregressive_loss, contrastive_loss
-from .packing_fwd2bot import packed_attention_mask
+from .packing_fwd2bot import check_packable, packed_attention_mask
 from .placeholders_fwd2bot import (
     check_placeholders,
     count_placeholders,
     expand_placeholders,
     position_ids_from_mask,
 )
-from .rows_fwd2bot import causal_token_types, reads_token_types, with_queries
 from .summary_fwd2bot import Fwd2BotSummary, pool_summary
 
 
@@ -132,10 +133,12 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
         cls,
         backbone: PreTrainedModel | str | os.PathLike,
         *,
+        processor: Any | None = None,
         num_summary_tokens: int = 16,
         summary_lengths: list[int] | None = None,
         lora_rank: int = 16,
         lora_alpha: int | None = None,
+        adapters: Mapping[str, LoraConfig | Mapping[str, Any]] | None = None,
         revision: str | None = None,
         **kwargs: Any,
     ) -> "Fwd2BotForConditionalGeneration":
@@ -143,13 +146,17 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
 
         Args:
             backbone: a model of `AutoModelForImageTextToText`, or the id or path of one (at `revision`).
+            processor: the backbone's processor; if given, an error tells when it is another model's.
             num_summary_tokens, summary_lengths: see [`Fwd2BotConfig`].
             lora_rank, lora_alpha: of both stage adapters, on every linear layer of the language model; alpha = rank
                 by default (VladVA, arXiv 2412.04378, uses 16 and 16).
+            adapters: instead, a `peft.LoraConfig` or its arguments for "compress", for "generate" or for both; without
+                `target_modules`, the same layers.
             kwargs: further fields of [`Fwd2BotConfig`].
 
         Raises:
-            TypeError, ValueError: for a model that reads no images, or one that carries adapters already.
+            TypeError, ValueError: for a model that reads no images, one that carries adapters already, or a processor
+                or adapters that do not fit.
         """
         if isinstance(backbone, (str, os.PathLike)):
             path = backbone
@@ -157,27 +164,16 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
                 path, revision=revision, output_loading_info=True
             )
             check_loading_info({**info, "unexpected_keys": ()}, path)
-        if not isinstance(backbone, PreTrainedModel) or not hasattr(backbone.config, "vision_config"):
-            raise TypeError(
-                f"{type(backbone).__name__} is no vision-language model. Give a model of "
-                "transformers.AutoModelForImageTextToText, or the id or path of one."
-            )
-        if any(is_adapter_parameter(name) for name, _ in backbone.named_parameters()):
-            raise ValueError(
-                f"This {type(backbone).__name__} carries LoRA adapters already. Give it as it was loaded."
-            )
-        lora = {
-            "r": lora_rank,
-            "lora_alpha": lora_rank if lora_alpha is None else lora_alpha,
-            "target_modules": linear_layer_names(backbone.get_decoder()),
-        }
+        check_backbone(backbone, processor)
+        decoder = backbone.get_decoder()
+        own = {"r": lora_rank, "lora_alpha": lora_rank if lora_alpha is None else lora_alpha}
         config = Fwd2BotConfig(
             backbone_config=backbone.config,
             backbone_name_or_path=backbone.config.name_or_path or None,
             backbone_revision=revision,
             num_summary_tokens=num_summary_tokens,
             summary_lengths=summary_lengths,
-            adapters={stage: dict(lora) for stage in STAGES},
+            adapters=lora_arguments(adapters, own, decoder),
             **kwargs,
         )
         config._attn_implementation = backbone.config._attn_implementation
@@ -323,6 +319,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
             if text_input_ids is not None or segment_ids is not None:
                 raise ValueError("Captions and segment_ids need images: give the `compress_` tensors as well.")
             self._require_stage("generate")
+            if inputs_embeds is None and kwargs.get("past_key_values") is None:
+                self._check_no_image(input_ids, attention_mask, kwargs)
             if self._reads_token_types:
                 kwargs["token_type_ids"] = causal_token_types(input_ids if inputs_embeds is None else inputs_embeds)
             with run_stage("generate"):
@@ -396,6 +394,7 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
         mask = expanded["attention_mask"]
         position_ids = position_ids_from_mask(mask)
         if segment_ids is not None:
+            check_packable(self.config.get_text_config(), mask.shape[1])
             visible, position_ids = packed_attention_mask(expanded["segment_ids"], mask)
             # Additive: eager attention adds the mask to its scores, and SDPA takes it as well.
             mask = torch.zeros_like(visible, dtype=embeds.dtype)

@@ -1,5 +1,7 @@
 """Shared-prefix packing: many single-turn conversations about one picture in one row, at the price of one prefix."""
 
+from typing import Any
+
 import torch
 
 
@@ -45,3 +47,20 @@ def packed_attention_mask(
     position_ids = (visible.sum(-1) - 1).clamp(min=0)  # a token's place is the number of tokens that it sees before it
     visible = visible | torch.eye(length, dtype=torch.bool, device=segment_ids.device)
     return visible[:, None], position_ids
+
+
+def check_packable(text_config: Any, length: int) -> None:
+    """Raise `ValueError` for a language model that would not see packed rows of this length as single ones.
+
+    Its layers take the (N, 1, L, L) mask as it is, so a sliding window would be ignored; layers without attention
+    (recurrent ones) know no mask at all.
+    """
+    kinds = set(getattr(text_config, "layer_types", None) or ())
+    window = getattr(text_config, "sliding_window", None)
+    recurrent = sorted(kinds - {"full_attention", "sliding_attention"})
+    if recurrent or ("sliding_attention" in kinds and window is not None and length > window):
+        reason = f"layers of the kind {recurrent}" if recurrent else f"a sliding window of {window} tokens"
+        raise ValueError(
+            f"Rows of {length} tokens with segment_ids do not fit a language model with {reason}: conversations that "
+            "are packed into one row would see each other. Give each a row of its own, without segment_ids."
+        )

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ NO_SUMMARY = (
     "Fwd2BotSummary.load_file."
 )
 BAR_DELAY = 2.0  # seconds that several inputs may take before a progress bar appears
+PUSH_ARGUMENTS = (
+    "repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags"
+)  # fmt: skip
 
 
 class BatchedPipeline(Pipeline):
@@ -35,6 +39,7 @@ class BatchedPipeline(Pipeline):
             a data set or an iterator begins at the first reading; it has a total where the length is known.
 
     Raises:
+        TypeError: for a model that is no Fwd2Bot.
         ValueError: without a processor, or for one that does not fit the model.
     """
 
@@ -47,6 +52,7 @@ class BatchedPipeline(Pipeline):
     def __init__(self, *args: Any, progress: bool | None = None, **kwargs: Any):
         self._progress = progress
         super().__init__(*args, **kwargs)
+        _check_model(self.model, type(self).__name__)
         if self.processor is None:
             raise ValueError(
                 f"{type(self).__name__} needs a processor beside the model. Give "
@@ -82,14 +88,17 @@ class BatchedPipeline(Pipeline):
             return self.run_single(inputs, *parameters)
         outputs = self.get_iterator(inputs, num_workers, batch_size, *parameters)
         total = len(inputs) if isinstance(inputs, Sized) else None
-        outputs = self._with_bar(outputs, total, _first(progress, self._progress))
+        outputs = self._with_bar(outputs, total, progress)
         return list(outputs) if isinstance(inputs, list) else outputs
 
-    def _with_bar(self, outputs: Iterator[Any], total: int | None, progress: bool | None) -> Iterator[Any]:
+    def _with_bar(
+        self, values: Iterable[Any], total: int | None, progress: bool | None, what: str = ""
+    ) -> Iterator[Any]:
+        progress = _first(progress, self._progress)
         yield from logging.tqdm(  # made at the first reading, so that neither bar nor delay begins before
-            outputs,
+            values,
             total=total,
-            desc=self.task or None,
+            desc=f"{self.task or ''} {what}".strip() or None,
             delay=0 if progress else BAR_DELAY,
             disable=progress is False,
         )
@@ -123,15 +132,31 @@ class BatchedPipeline(Pipeline):
         """What an error calls an input that cannot be read."""
         return f"Input {index}"
 
+    @property
+    def summary_width(self) -> int:
+        """d, the width of the model's summaries."""
+        return self.model.summary_projector.out_features
+
     def compress_pictures(self, pictures: list[Image.Image], num_summary_tokens: int | None) -> Any:
         """The model's summary of loaded pictures, on the model's device."""
         inputs = self.processor.process_images(pictures).to(self.device)
         return self.model.compress(**inputs, num_summary_tokens=num_summary_tokens)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Write model, processor and code: a folder that `pipeline(task, model=…)` loads, for all three tasks."""
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write model, processor and code: a folder that `pipeline(task, model=…)` loads, for all three tasks.
+
+        Args:
+            push_to_hub: upload all of it too, in one commit, as `pipe.push_to_hub(repo_id)` does.
+            kwargs: arguments of the model's `save_pretrained`, and with `push_to_hub` those of `pipe.push_to_hub`
+                (`repo_id`, by default the folder's name, `private`, `revision`, …).
+        """
+        hub = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if push_to_hub and name in kwargs}
+        self.processor.save_pretrained(save_directory)  # first: a new model shall not come to lie beside an old one
         self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
+        if push_to_hub:
+            if "max_shard_size" in kwargs:
+                hub["max_shard_size"] = kwargs["max_shard_size"]
+            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
 
 class Rows(Dataset):
@@ -146,6 +171,9 @@ class Rows(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         return self.function(self.rows[index])
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[index] for index in range(len(self)))  # many data sets raise no IndexError behind their end
 
 
 def each_input(values: Any, function: Callable[[Any], Any], what: str, columns: tuple[str, ...] = ()) -> Any:
@@ -175,7 +203,8 @@ def each_input(values: Any, function: Callable[[Any], Any], what: str, columns: 
                 "Rename one with rename_column, or give one alone, as in dataset['photo']."
             )
         values = values.select_columns(found)
-    if isinstance(values, Sized) and hasattr(values, "__getitem__"):
+    is_stream = isinstance(values, IterableDataset)  # which has a __getitem__ that raises, and may have a length
+    if isinstance(values, Sized) and hasattr(values, "__getitem__") and not is_stream:
         return Rows(values, function)
     if isinstance(values, Iterable):
         return (function(value) for value in values)
@@ -190,6 +219,37 @@ def is_picture(value: Any) -> bool:
 def is_summary(value: Any) -> bool:
     """Whether `value` is a Fwd2BotSummary, of whichever copy of its module, or a tensor that may stand for one."""
     return isinstance(value, torch.Tensor) or (hasattr(value, "tokens") and hasattr(value, "lengths"))
+
+
+def check_summary(value: Any, width: int) -> None:
+    """Raise `TypeError` or `ValueError` for what the model could not read as a summary; its values are not read.
+
+    Args:
+        width: d, that of the model's summaries.
+    """
+    if not is_summary(value):
+        raise TypeError(NO_SUMMARY.format(type(value).__name__))
+    tokens = value.tokens if hasattr(value, "tokens") else value
+    if not tokens.is_floating_point():
+        raise TypeError(
+            f"summary must be a floating point tensor (float32, bfloat16 or float16), got {tokens.dtype}. Give what "
+            "compress returned; if you have quantized it, turn it back first."
+        )
+    if tokens.ndim != 3 or 0 in tokens.shape:
+        raise ValueError(
+            f"summary must have shape (N, k, d) with no empty dimension, got {tuple(tokens.shape)}. That of a single "
+            "picture has N = 1: summary[None]."
+        )
+    if tokens.shape[-1] != width:
+        raise ValueError(
+            f"The summary is {tokens.shape[-1]} wide, but this model's summaries are {width} wide. Compress the "
+            "images anew with this model."
+        )
+
+
+def count_summaries(summary: Any) -> int:
+    """N, the number of pictures, of a Fwd2BotSummary or a `(N, k, d)` tensor."""
+    return len(summary.tokens) if hasattr(summary, "tokens") else len(summary)
 
 
 def checked_picture(value: Any) -> Any:
@@ -218,6 +278,16 @@ def refuse_unknown(unknown: Mapping[str, Any], pipeline: Pipeline, allowed: Iter
         )
 
 
+def _check_model(model: Any, name: str) -> None:
+    """Raise `TypeError` unless the model has what the pipelines use; its class may be of another copy of the code."""
+    if not all(hasattr(model, method) for method in ("compress", "embed", "generate_from_summary")):
+        raise TypeError(
+            f"{name} needs a Fwd2Bot model, got a {type(model).__name__}. Load the checkpoint of one, "
+            "AutoModel.from_pretrained(path), or make an untrained one of a vision-language model with "
+            "Fwd2BotForConditionalGeneration.from_backbone(model)."
+        )
+
+
 def _check_fit(processor: Any, model: Any) -> None:
     """Raise `ValueError` unless the processor makes the inputs that the model was trained on."""
     values = {
@@ -235,6 +305,12 @@ def _check_fit(processor: Any, model: Any) -> None:
                 "Fwd2BotProcessor(backbone_processor, image_prompt=model.config.image_prompt, "
                 "text_prompt=model.config.text_prompt)."
             )
+    tokens, words = len(processor.tokenizer), model.get_input_embeddings().num_embeddings
+    if tokens > words:
+        raise ValueError(
+            f"The processor is another model's: its tokenizer has {tokens} tokens, this model reads {words}. Load "
+            "both from the same checkpoint, processor=AutoProcessor.from_pretrained(path)."
+        )
 
 
 class _Prepared(Dataset):

@@ -16,10 +16,13 @@ import transformers
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import TextKwargs
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
+from .backbone_fwd2bot import merged_token_id
 from .checkpoint_fwd2bot import AUTO_MAP, draft_folder
 from .configuration_fwd2bot import IMAGE_PROMPT, TEXT_PROMPT
+
+logger = logging.get_logger(__name__)
 
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own limit, where it begins to warn of decompression bombs
 MAX_DOWNLOAD = 100_000_000  # bytes of a picture behind a URL
@@ -93,9 +96,7 @@ class Fwd2BotProcessor(ProcessorMixin):
         self.image_prompt = image_prompt
         self.text_prompt = text_prompt
         self.image_token = getattr(backbone_processor, "image_token", None) or self.tokenizer.image_token
-        # What the template writes for a picture may be another token than the one that the model puts image features
-        # in place of (Gemma 3: <start_of_image> and <image_soft_token>).
-        self.image_token_id = _merged_token_id(backbone_processor, self.image_token)
+        self.image_token_id = merged_token_id(backbone_processor)
         self._merged_token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
 
     load_image = staticmethod(load_image)  # for the pipelines, which decode pictures ahead of the model
@@ -242,6 +243,7 @@ class Fwd2BotProcessor(ProcessorMixin):
             settings = json.loads(path.read_text()) if path.exists() else {}
             settings.update(
                 backbone_processor_class=type(self.backbone_processor).__name__,
+                image_processor_class=type(self.image_processor).__name__,
                 processor_class=type(self).__name__,
                 image_prompt=self.image_prompt,
                 text_prompt=self.text_prompt,
@@ -274,6 +276,7 @@ class Fwd2BotProcessor(ProcessorMixin):
         if not (isinstance(processor_class, type) and issubclass(processor_class, ProcessorMixin)):
             raise ValueError(f"{path}/{CONFIG_NAME} names {backbone_class!r}, which is no processor of transformers.")
         backbone_processor = processor_class.from_pretrained(path, **kwargs)
+        _restore_image_processor(backbone_processor, settings.get("image_processor_class"), path, hub)
         return cls(backbone_processor, image_prompt=settings["image_prompt"], text_prompt=settings["text_prompt"])
 
     def _tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
@@ -289,13 +292,22 @@ class Fwd2BotProcessor(ProcessorMixin):
         return not (bos and prompts[0].startswith(bos))
 
 
-def _merged_token_id(backbone_processor: Any, image_token: str) -> int:
-    """Id of the tokens that the backbone replaces with image features."""
-    tokenizer = backbone_processor.tokenizer
-    for found in (getattr(tokenizer, "image_token_id", None), getattr(backbone_processor, "image_token_id", None)):
-        if found is not None:
-            return found
-    return tokenizer.convert_tokens_to_ids(image_token)
+def _restore_image_processor(backbone_processor: Any, saved: str | None, path: str, hub: dict[str, Any]) -> None:
+    """Use the image processor that was saved.
+
+    transformers takes its torchvision version wherever torchvision is installed, and that one's pixels differ from
+    Pillow's by up to a grey level: one checkpoint would make other summaries on another machine.
+    """
+    loaded = type(backbone_processor.image_processor).__name__
+    if saved in (None, loaded):
+        return
+    try:
+        backbone_processor.image_processor = getattr(transformers, saved).from_pretrained(path, **hub)
+    except (AttributeError, ImportError) as error:
+        logger.warning(
+            f"Pictures are prepared by {loaded}, but this checkpoint was made with {saved}, which is not available "
+            f"here ({str(error).strip().splitlines()[0]}). Summaries may differ a little from those made elsewhere."
+        )
 
 
 def _check_texts(texts: str | Sequence[str]) -> list[str]:

@@ -1,15 +1,17 @@
 """`fwd2bot-retrieval`: pictures by a sentence, sentences by a picture, from one embedding space."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
+from functools import partial
 from typing import Any
 
 import torch
 
 from .pipeline_batches import (
-    NO_SUMMARY,
     BatchedPipeline,
+    check_summary,
     checked_picture,
+    count_summaries,
     each_input,
     is_picture,
     is_summary,
@@ -59,9 +61,9 @@ class RetrievalPipeline(BatchedPipeline):
             batch_size, num_workers, progress: see [`BatchedPipeline`].
 
         Candidates are embedded once, and remembered by their content: a file by its path, size and times, bytes and
-        pixels by their hash, a URL by its address, the last summary by its tensors. After training `pipe.model` any
-        further call `pipe.forget()`. Pictures are held in memory while they are embedded; for more than fit, compress
-        them with `fwd2bot-compress` and give `summary`.
+        pixels by their hash, a URL by its address, the last summary by its tensors; for as long as the model's weights
+        stay as they are. Pictures are held in memory while they are embedded; for more than fit, compress them with
+        `fwd2bot-compress` and give `summary`.
 
         Returns:
             For one query `[{"score": float, "index": int}, …]`, best first, equal scores in the candidates' order.
@@ -69,7 +71,8 @@ class RetrievalPipeline(BatchedPipeline):
 
         Raises:
             TypeError, ValueError, FileNotFoundError: before any compute for an empty list, a wrong type, a path that
-                is not there, `top_k` below 1, or when not exactly one of the three is given.
+                is not there, a summary of the wrong dtype or shape, `top_k` below 1, or when not exactly one of the
+                three is given.
         """
         given = {"images": images, "summary": summary, "texts": texts}
         given = {name: value for name, value in given.items() if value is not None}
@@ -81,17 +84,17 @@ class RetrievalPipeline(BatchedPipeline):
         running = {name: kwargs.pop(name) for name in ("batch_size", "num_workers", "progress") if name in kwargs}
         _, forward_params, _ = self._sanitize_parameters(**kwargs)
         length = {**self._forward_params, **forward_params}.get("num_summary_tokens")
-        queries = _query(queries) if _is_one(queries) else each_input(queries, _query, "query")
+        to_query = partial(_query, summary_width=self.summary_width)
+        queries = to_query(queries) if _is_one(queries) else each_input(queries, to_query, "query")
 
         if summary is not None:
-            if not is_summary(summary):
-                raise TypeError(NO_SUMMARY.format(type(summary).__name__))
+            check_summary(summary, self.summary_width)
             kwargs["num_summary_tokens"] = self._length(length, queries, summary)
             candidates = self._embed_summary(summary, kwargs["num_summary_tokens"])
         else:
-            items = _candidates("images", images) if texts is None else _candidates("texts", texts)
             kwargs["num_summary_tokens"] = self._length(length, queries)
-            candidates = self._embed_items(items, kwargs["num_summary_tokens"], running)
+            name, values = given.popitem()
+            candidates = self._embed_items(name, values, kwargs["num_summary_tokens"], running)
         return super().__call__(queries, candidates=candidates, **kwargs, **running)
 
     def forget(self) -> None:
@@ -112,17 +115,25 @@ class RetrievalPipeline(BatchedPipeline):
             )
         return lengths.pop() if lengths else self.model.config.num_summary_tokens
 
-    def _embed_items(self, items: list[dict], length: int, running: dict) -> torch.Tensor:
-        """`(N, d)` embeddings of pictures or texts, from memory as far as they are in it."""
-        keys = []
-        for index, item in enumerate(items):
+    def _embed_items(self, name: str, values: Any, length: int, running: dict) -> torch.Tensor:
+        """`(N, d)` embeddings of `images` or `texts`, from memory as far as they are in it."""
+        kind, what = ("image", "picture") if name == "images" else ("text", "text")
+        if is_picture(values) or isinstance(values, str):
+            values = [values]
+        values = each_input(values, partial(_item, kind), what, (kind,))
+        total = len(values) if isinstance(values, Sized) else None
+        setting, keys, items = self._setting(length), [], []
+        for index, item in enumerate(self._with_bar(values, total, running.get("progress"), f"reading {name}")):
             key = ("text", item.get("text"))
             if "image" in item:
                 try:
                     key, item["image"] = picture_key(item["image"], self.processor.load_image)
                 except (ValueError, OSError) as error:
                     raise ValueError(f"Picture {index}: {error}") from error
-            keys.append((self._setting(length), key))
+            keys.append((setting, key))
+            items.append({**item, "name": f"{what.capitalize()} {index}"})
+        if not items:
+            raise ValueError(f"No {what} was given as a candidate: {name} is empty.")
 
         def embed(new: list[dict]) -> list[torch.Tensor]:
             return super(RetrievalPipeline, self).__call__(new, num_summary_tokens=length, **running)
@@ -139,7 +150,7 @@ class RetrievalPipeline(BatchedPipeline):
     def _setting(self, length: int) -> tuple[Any, ...]:
         """What an embedding depends on beside its input."""
         prompts = (self.processor.image_prompt, self.processor.text_prompt)
-        return length, self.dtype, self.model.config.fingerprint, prompts
+        return length, self.dtype, self.model.fingerprint, prompts
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         forward = {name: parameters.pop(name) for name in ("num_summary_tokens",) if name in parameters}
@@ -191,8 +202,8 @@ def _is_one(queries: Any) -> bool:
     return is_picture(queries) or is_summary(queries) or isinstance(queries, Mapping)
 
 
-def _query(value: Any) -> dict[str, Any]:
-    """A query as an item of the pipeline: `{"text": …}`, `{"image": …}` or `{"summary": …}`."""
+def _query(value: Any, summary_width: int) -> dict[str, Any]:
+    """A query as an item of the pipeline: `{"text": …}`, `{"image": …}` or `{"summary": …}`, that on the CPU."""
     if isinstance(value, Mapping):
         kinds = [kind for kind in ("text", "image") if kind in value]
         if len(kinds) != 1:
@@ -201,13 +212,14 @@ def _query(value: Any) -> dict[str, Any]:
             )
         return _item(kinds[0], value)
     if is_summary(value):
-        count = len(value.tokens) if hasattr(value, "tokens") else len(value)
+        check_summary(value, summary_width)
+        count = count_summaries(value)
         if count != 1:
             raise ValueError(
                 f"A summary as a query must be that of one picture, got {count}. For several queries give "
                 "list(summary)."
             )
-        return {"summary": value}
+        return {"summary": value.to("cpu")}  # a worker process cannot hand on what is on an accelerator
     if isinstance(value, str) and (is_url(value) or (os.path.splitext(value)[1] and os.path.isfile(value))):
         raise ValueError(
             f"The query {value!r} is the address of a picture, but a str is searched for as a sentence. Give "
@@ -232,18 +244,7 @@ def _item(kind: str, value: Any) -> dict[str, Any]:
     return {"text": text}
 
 
-def _candidates(name: str, values: Any) -> list[dict[str, Any]]:
-    """`images` or `texts` as items with a name for messages, all checked."""
-    kind, what = ("image", "picture") if name == "images" else ("text", "text")
-    if is_picture(values) or isinstance(values, str):
-        values = [values]
-    items = list(each_input(values, lambda value: _item(kind, value), what, (kind,)))
-    if not items:
-        raise ValueError(f"No {what} was given as a candidate: {name} is empty.")
-    return [{**item, "name": f"{what.capitalize()} {index}"} for index, item in enumerate(items)]
-
-
 def _lengths(summary: Any) -> set[int]:
     if hasattr(summary, "lengths"):
         return set(summary.lengths.tolist())
-    return {summary.shape[1]} if summary.ndim == 3 else set()
+    return {summary.shape[1]}

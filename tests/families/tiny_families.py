@@ -50,6 +50,8 @@ NEED_TORCHVISION = {
     "internvl",
     "glm4v",
     "mistral3",
+    "qwen3_5",
+    "lfm2_vl",
 }
 
 Family = tuple[PreTrainedModel, ProcessorMixin]
@@ -410,6 +412,35 @@ def qwen3_vl() -> Family:
 
 
 @_family
+def qwen3_5() -> Family:
+    """Linear attention in the first layer of the language model, M-RoPE in the second."""
+    tokenizer = _qwen_tokenizer()
+    rope = {**MROPE, "mrope_section": [1, 1, 2], "mrope_interleaved": True, "partial_rotary_factor": 0.5}
+    text = _text(
+        tokenizer,
+        head_dim=16,
+        layer_types=["linear_attention", "full_attention"],
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        rope_parameters=rope,
+    )
+    config = transformers.Qwen3_5Config(
+        vision_config=_qwen_vision(num_position_embeddings=16, deepstack_visual_indexes=[]),
+        text_config=text,
+        **_qwen_ids(tokenizer),
+    )
+    processor = transformers.Qwen3VLProcessor(
+        Qwen2VLImageProcessorPil(**_patches()),
+        tokenizer,
+        transformers.Qwen3VLVideoProcessor(**_patches()),
+        chat_template=QWEN_TEMPLATE,
+    )
+    return _random(transformers.Qwen3_5ForConditionalGeneration, config, tokenizer), processor
+
+
+@_family
 def glm4v() -> Family:
     template = _user(
         "<|user|>\n",
@@ -583,6 +614,43 @@ def aya_vision() -> Family:
         chat_template=template,
     )
     return _random(transformers.AyaVisionForConditionalGeneration, config, tokenizer), processor
+
+
+@_family
+def lfm2_vl() -> Family:
+    """A short convolution in the first layer of the language model; its image processor is torchvision's alone."""
+    template = _user(image="<image>", start="{{ bos_token }}", **CHATML)
+    tokenizer = _tokenizer(
+        *("<|im_start|>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"),
+        *(f"<|img_row_{row}_col_{column}|>" for row in range(1, 4) for column in range(1, 4)),
+        bos="<|startoftext|>",
+        eos="<|im_end|>",
+        pad="<|pad|>",
+        template=template,
+        image_token="<image>",
+    )
+    text = _text(tokenizer, block_multiple_of=8, conv_L_cache=3, layer_types=["conv", "full_attention"])
+    vision = {key: value for key, value in _vision(patch_size=4, num_patches=16).items() if key != "image_size"}
+    config = transformers.Lfm2VlConfig(
+        vision_config=transformers.Siglip2VisionConfig(**vision),
+        text_config=transformers.Lfm2Config(**text),
+        image_token_id=tokenizer.image_token_id,
+        projector_hidden_size=48,
+        downsample_factor=2,
+    )
+    images = transformers.Lfm2VlImageProcessor(
+        tile_size=16,
+        encoder_patch_size=4,
+        downsample_factor=2,
+        min_tiles=2,
+        max_tiles=4,
+        min_image_tokens=4,
+        max_image_tokens=16,
+        max_num_patches=64,
+        do_image_splitting=False,
+    )
+    processor = transformers.Lfm2VlProcessor(images, tokenizer, chat_template=template)
+    return _random(transformers.Lfm2VlForConditionalGeneration, config, tokenizer), processor
 
 
 @_family

@@ -1,6 +1,9 @@
 """Saving and loading in one process: strict, in every stage and dtype, with all that belongs into the folder."""
 
+import copy
 import json
+import os
+import pickle
 import resource
 
 import pytest
@@ -10,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotSummary
-from fwd2bot.checkpoint_fwd2bot import MODEL_FILES, PIPELINE_FILES
+from fwd2bot.checkpoint_fwd2bot import MODEL_FILES, PIPELINE_FILES, weights_fingerprint
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 WEIGHTS = "model.safetensors"
@@ -228,6 +231,70 @@ def test_saving_over_a_sharded_checkpoint_leaves_no_shard_behind(tmp_path, proce
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     model.save_pretrained(tmp_path)
     assert sorted(file.name for file in tmp_path.glob("model*.safetensors*")) == [WEIGHTS]
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "50KB"}])
+def test_folder_that_was_left_while_its_files_were_moved_cannot_be_loaded(tmp_path, monkeypatch, options):
+    """Killed between two files, it holds weights of two models; the next save puts it right."""
+    tiny.tiny_fwd2bot(seed=0).save_pretrained(tmp_path)
+    other, real = tiny.tiny_fwd2bot(seed=1), os.replace
+
+    def replace_some(source, target):
+        if str(target).endswith(".json") or "-00002-" in str(target):
+            raise OSError("killed")
+        real(source, target)
+
+    monkeypatch.setattr("fwd2bot.checkpoint_fwd2bot.os.replace", replace_some)
+    with pytest.raises(OSError, match="killed"):
+        other.save_pretrained(tmp_path, **options)
+    monkeypatch.undo()
+    with pytest.raises((OSError, ValueError)):
+        Fwd2BotForConditionalGeneration.from_pretrained(tmp_path)
+    other.save_pretrained(tmp_path, **options)
+    assert Fwd2BotForConditionalGeneration.from_pretrained(tmp_path).fingerprint == other.fingerprint
+
+
+def test_rest_of_a_killed_save_is_cleared_away(tmp_path):
+    (tmp_path / ".saving-abc").mkdir()
+    (tmp_path / ".saving-abc" / WEIGHTS).write_bytes(b"half")
+    tiny.tiny_fwd2bot().save_pretrained(tmp_path)
+    assert not list(tmp_path.glob(".saving-*"))
+
+
+def test_other_processes_than_the_main_one_write_nothing(tmp_path):
+    tiny.tiny_fwd2bot().save_pretrained(tmp_path / "new", is_main_process=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_distributed_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="distributed_checkpoint is not supported"):
+        tiny.tiny_fwd2bot().save_pretrained(tmp_path / "new", distributed_checkpoint=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_copies_of_a_half_precision_model_keep_its_fingerprint(saved):
+    model = Fwd2BotForConditionalGeneration.from_pretrained(saved[0], dtype=torch.bfloat16)
+    for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert again.fingerprint == model.fingerprint == saved[1].fingerprint
+        with torch.no_grad():
+            again.summary_projector.bias.add_(1)
+        assert again.fingerprint != model.fingerprint
+
+
+def test_offloaded_model_compresses_and_knows_its_fingerprint(saved, processor, tmp_path):
+    folder, model = saved
+    parts = {"backbone": "disk", "summary_projector": "cpu", "logit_scale": "cpu"}
+    loaded = Fwd2BotForConditionalGeneration.from_pretrained(folder, device_map=parts, offload_folder=tmp_path)
+    images = processor.process_images(tiny.pictures(2))
+    summary = loaded.compress(**images)
+    assert torch.equal(summary.tokens, model.compress(**images).tokens)
+    assert summary.metadata["fingerprint"] == model.fingerprint
+
+
+def test_weights_that_are_elsewhere_have_no_fingerprint():
+    for elsewhere in (torch.empty(2, device="meta"), torch.empty(0)):
+        with pytest.raises(ValueError, match="'w' are not in this process"):
+            weights_fingerprint({"w": elsewhere})
 
 
 def test_saving_without_the_code_at_hand_writes_nothing(monkeypatch, tmp_path):

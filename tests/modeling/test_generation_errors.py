@@ -196,3 +196,12 @@ def test_forward_refuses_pixels_that_are_not_numbers(model, processor):
 def test_vocabulary_cannot_be_resized_under_the_queries(model):
     with pytest.raises(NotImplementedError, match="Resize the backbone first"):
         model.resize_token_embeddings(500)
+
+
+def test_forward_on_words_refuses_a_placeholder_and_pixels(tiny_fwd2bot, tiny_processor):
+    inputs = tiny_processor(text=tiny.prompts(tiny_processor, ["What?"]))
+    with pytest.raises(ValueError, match="hold 1 image placeholder.*no image was given"):
+        tiny_fwd2bot(**inputs)
+    words, images = tiny_processor.process_texts(["a dog"]), tiny_processor.process_images(tiny.pictures(1))
+    with pytest.raises(TypeError, match="pixel_values.*past the compress pass"):
+        tiny_fwd2bot(**words, pixel_values=images["pixel_values"])

@@ -1,9 +1,14 @@
 """`fwd2bot-answer`: how questions and pictures go together, and that `generate()` gets its arguments."""
 
+import copy
+
 import datasets
 import pytest
 import torch
 from transformers import GenerationConfig, TextIteratorStreamer, pipeline
+
+from fwd2bot.pipelines.answer_inputs import row_to_item
+from fwd2bot.pipelines.answer_pipeline import _without_padding
 
 QUESTION = "Where?"
 SHORT = {"max_new_tokens": 6, "do_sample": False}
@@ -106,6 +111,33 @@ def test_rows_bring_their_own_pictures(answer, compress, pictures):
     assert list(answer((row for row in rows), **SHORT)) == expected
 
 
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_summaries_with_and_without_a_record_share_a_batch(
+    answer, compress, vivid_fwd2bot, tiny_processor, pictures, batch_size
+):
+    own = compress(pictures(1)[0])
+    rows = [
+        {"question": QUESTION, "images": pictures(2)[1]},
+        {"question": QUESTION, "summary": own.tokens},
+        {"question": QUESTION, "summary": type(own)(own.tokens)},
+        {"question": QUESTION, "summary": own.truncate(2).tokens},
+        {"question": QUESTION, "summary": vivid_fwd2bot.compress(**tiny_processor.process_texts(["a dog"]))},
+    ]
+    assert answer(rows, batch_size=batch_size, **SHORT) == [answer(row, **SHORT) for row in rows]
+
+
+def test_summary_of_another_model_in_a_batch_is_refused_before_any_compute(
+    answer, compress, vivid_fwd2bot, pictures, count_calls
+):
+    other = compress(pictures(1)[0])
+    other.metadata["fingerprint"] = "0123456789abcdef"
+    rows = [{"question": QUESTION, "images": pictures(1)}, {"question": QUESTION, "summary": other}]
+    calls = count_calls(vivid_fwd2bot, "compress")
+    with pytest.raises(ValueError, match="another model.*0123456789abcdef"):
+        answer(rows, batch_size=2, **SHORT)
+    assert not calls
+
+
 def test_data_set_of_questions_gives_an_iterator(answer, pictures):
     data = datasets.Dataset.from_dict({"question": [QUESTION, "What?"], "image": pictures(2), "answer": ["2", "dog"]})
     outputs = answer(data, batch_size=2, **SHORT)
@@ -197,6 +229,42 @@ def test_return_tensors_gives_the_new_ids(answer, tiny_processor, pictures):
     )
 
 
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([5, 6, 2, 0, 0], [5, 6, 2]),  # 2 ends an answer, 0 is padding
+        ([5, 0, 6, 2], [5, 0, 6, 2]),
+        ([5, 6, 0, 0], [5, 6]),  # ended by a stop sequence
+        ([2, 0], [2]),
+        ([0, 0], []),
+        ([], []),
+    ],
+)
+def test_ids_of_an_answer_end_with_its_end_token(ids, expected):
+    ids = torch.tensor(ids, dtype=torch.long)
+    assert _without_padding(ids, torch.tensor([2, 9]), torch.tensor([0])).tolist() == expected
+
+
+def test_ids_that_end_with_the_token_that_also_pads():
+    assert _without_padding(torch.tensor([5, 2, 2]), torch.tensor([2]), torch.tensor([2])).tolist() == [5, 2]
+
+
+def test_answers_of_a_batch_hold_no_padding(answer, pictures):
+    arguments = {"questions": [QUESTION, "What?"], "images": pictures(2), **SHORT}
+    first, second = (output["generated_token_ids"].tolist() for [output] in answer(**arguments, return_tensors=True))
+    end = next(token for token in first[:-1] if token not in second)
+    arguments["eos_token_id"] = end
+
+    def ids(batch_size):
+        outputs = answer(**arguments, return_tensors=True, batch_size=batch_size)
+        return [output["generated_token_ids"].tolist() for [output] in outputs]
+
+    assert ids(1) == ids(2) == [first[: first.index(end) + 1], second]
+    texts = answer(**arguments, skip_special_tokens=False, batch_size=2)
+    assert texts == answer(**arguments, skip_special_tokens=False)
+    assert "<pad>" not in text(texts[0])
+
+
 def test_full_text_holds_the_question(answer, pictures):
     expected = f"{QUESTION} {text(answer(QUESTION, images=pictures(1)[0], **SHORT))}"
     assert text(answer(QUESTION, images=pictures(1)[0], return_full_text=True, **SHORT)) == expected
@@ -266,6 +334,49 @@ def test_path_of_a_summary_file_is_refused_with_the_remedy(answer):
         answer(QUESTION, summary="summaries.safetensors")
 
 
-def test_summary_of_another_width_is_refused(answer):
-    with pytest.raises(ValueError, match="16 wide"):
-        answer(QUESTION, summary=torch.zeros(1, 2, 16))
+@pytest.mark.parametrize(
+    ("summary", "error", "message"),
+    [
+        (torch.zeros(1, 2, 16), ValueError, "16 wide.*32 wide"),
+        (torch.zeros(1, 2, 32, dtype=torch.int8), TypeError, "floating point.*got torch.int8"),
+        (torch.zeros(2, 32), ValueError, r"\(N, k, d\).*got \(2, 32\)"),
+        (torch.tensor(0.0), ValueError, r"\(N, k, d\).*got \(\)"),
+        (torch.zeros(1, 0, 32), ValueError, r"\(N, k, d\).*got \(1, 0, 32\)"),
+    ],
+)
+def test_tensor_that_is_no_summary_is_refused_before_any_compute(
+    answer, vivid_fwd2bot, pictures, count_calls, summary, error, message
+):
+    calls = count_calls(vivid_fwd2bot, "compress")
+    rows = [{"question": QUESTION, "images": pictures(1)}, {"question": QUESTION, "summary": summary}]
+    for questions, options in ((QUESTION, {"summary": summary}), (["A?", "B?"], {"summary": summary}), (rows, {})):
+        with pytest.raises(error, match=message):
+            answer(questions, **options)
+    assert not calls
+
+
+def test_summary_of_a_row_is_on_the_cpu_before_a_worker_has_it(tiny_processor):
+    class OnAccelerator:
+        tokens, lengths = torch.zeros(1, 4, 32), torch.tensor([4])
+
+        def to(self, device):
+            return f"on the {device}"
+
+    item = row_to_item({"question": QUESTION, "summary": OnAccelerator()}, tiny_processor, summary_width=32)
+    assert item["summary"] == "on the cpu"
+
+
+def test_workers_hand_on_what_they_were_given(answer, compress, pictures):
+    summary = compress(pictures(1)[0])
+    expected = answer([QUESTION, "What?"], summary=summary, **SHORT)
+    assert answer([QUESTION, "What?"], summary=summary, num_workers=1, **SHORT) == expected
+
+
+@pytest.mark.gpu
+def test_workers_hand_on_a_summary_that_was_on_the_gpu(vivid_fwd2bot, tiny_processor, pictures):
+    model = copy.deepcopy(vivid_fwd2bot)
+    pipe = pipeline("fwd2bot-answer", model=model, processor=tiny_processor, device="cuda")
+    shared = pipe([QUESTION, "What?"], images=pictures(1)[0], num_workers=2, **SHORT)
+    summary = pipe.compress_pictures(pictures(1), None)
+    rows = [{"question": question, "summary": summary} for question in (QUESTION, "What?")]
+    assert pipe(rows, num_workers=2, **SHORT) == shared

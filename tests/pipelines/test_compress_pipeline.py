@@ -102,6 +102,18 @@ def test_data_set_gives_an_iterator_over_its_image_column(compress, pictures, ex
         assert close(type(summaries[0]).cat(summaries), expected)
 
 
+def test_torch_stream_with_a_length_is_read_as_a_stream(compress, pictures, expected):
+    class Stream(torch.utils.data.IterableDataset):
+        def __len__(self):
+            return 5
+
+        def __iter__(self):
+            return iter(pictures(5))
+
+    summaries = list(compress(Stream(), batch_size=2))
+    assert close(type(summaries[0]).cat(summaries), expected)
+
+
 def test_data_set_without_image_column_is_refused_with_its_columns(compress, pictures):
     data = datasets.Dataset.from_dict({"photo": [png(picture) for picture in pictures(2)]})
     with pytest.raises(ValueError, match=r"columns \['photo'\].*'image'"):

@@ -117,6 +117,20 @@ def test_processor_of_the_backbone_alone_is_refused(shared_fwd2bot):
         pipeline("fwd2bot-compress", model=shared_fwd2bot, processor=tiny.tiny_backbone_processor(), device="cpu")
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_model_that_is_no_fwd2bot_is_refused(task):
+    with pytest.raises(TypeError, match="needs a Fwd2Bot model, got a LlavaForConditionalGeneration.*from_backbone"):
+        pipeline(task, model=tiny.tiny_backbone(), processor=tiny.tiny_processor(), device="cpu")
+
+
+def test_processor_with_more_tokens_than_the_model_is_refused(shared_fwd2bot):
+    processor = tiny.tiny_processor()
+    words = len(processor.tokenizer)
+    processor.tokenizer.add_tokens(["<another>"])
+    with pytest.raises(ValueError, match=f"{words + 1} tokens, this model reads {words}"):
+        pipeline("fwd2bot-compress", model=shared_fwd2bot, processor=processor, device="cpu")
+
+
 def test_text_stage_answers_and_searches_without_vision_tower(checkpoint, picture):
     load = {"model": str(checkpoint), "device": "cpu"}
     summary = pipeline("fwd2bot-compress", **load)([picture, picture])
@@ -178,6 +192,38 @@ def test_saved_pipeline_loads_again(compress, tmp_path, pictures):
     compress.save_pretrained(tmp_path / "saved")
     again = pipeline("fwd2bot-compress", model=str(tmp_path / "saved"), device="cpu")
     assert torch.equal(again(pictures(2)).tokens, compress(pictures(2)).tokens)
+
+
+def test_push_uploads_model_processor_and_code_at_once(compress, checkpoint, monkeypatch, tmp_path):
+    uploads = []
+
+    def upload(self, folder, repo_id, **options):
+        uploads.append((repo_id, options["revision"], set(os.listdir(folder))))
+
+    class RepoUrl:
+        repo_id = "someone/mine"
+
+    monkeypatch.setattr(type(compress), "_upload_modified_files", upload)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, repo_id, **options: RepoUrl)
+    compress.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="someone/mine", revision="next")
+    [(repo_id, revision, files)] = uploads
+    assert (repo_id, revision) == ("someone/mine", "next")
+    assert files == {*os.listdir(checkpoint), "README.md"}
+    assert set(os.listdir(tmp_path / "mine")) == set(os.listdir(checkpoint))
+
+
+def test_processor_that_cannot_be_saved_leaves_the_old_model(compress, checkpoint, monkeypatch, tmp_path):
+    folder = tmp_path / "folder"
+    shutil.copytree(checkpoint, folder)
+    before = (folder / "model.safetensors").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(compress.processor, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        compress.save_pretrained(folder)
+    assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_gallery_is_whole_and_its_texts_fit():

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import datasets
 import pytest
+import tiny
 import torch
+from transformers import pipeline
 
 QUERY = "a dog on a green field"
 TOLERANCE = 1e-5
@@ -142,6 +144,19 @@ def test_candidates_may_be_a_data_set_or_an_iterator(retrieval, pictures, paths)
     assert retrieval(QUERY, texts=data) == retrieval(QUERY, texts=list(data["text"]))
 
 
+def test_candidates_of_a_data_set_end_with_its_length(retrieval):
+    class Endless(torch.utils.data.Dataset):
+        """Raises no IndexError, as many that make their rows."""
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return f"text {index}"
+
+    assert retrieval(QUERY, texts=Endless()) == retrieval(QUERY, texts=["text 0", "text 1", "text 2"])
+
+
 def test_one_candidate_gives_its_score(retrieval, pictures):
     assert retrieval(QUERY, images=pictures(1)[0]) == retrieval(QUERY, images=pictures(1))
     assert retrieval(QUERY, texts="a cat") == retrieval(QUERY, texts=["a cat"])
@@ -186,6 +201,26 @@ def test_file_written_anew_gives_no_stale_result(retrieval, paths, pictures):
     assert retrieval(pictures(9)[8], images=paths)[0] == {"score": pytest.approx(1, abs=TOLERANCE), "index": 1}
 
 
+def test_changed_weights_give_no_stale_result(tiny_processor, pictures):
+    model = tiny.tiny_fwd2bot()
+    pipe = pipeline("fwd2bot-retrieval", model=model, processor=tiny_processor, device="cpu")
+    before = pipe(QUERY, images=pictures(3))
+    with torch.no_grad():
+        model.summary_projector.weight.add_(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))
+    after = pipe(QUERY, images=pictures(3))
+    assert after != before
+    pipe.forget()
+    assert pipe(QUERY, images=pictures(3)) == after
+
+
+def test_reading_of_candidates_has_a_progress_bar(retrieval, pictures, capsys):
+    retrieval(QUERY, images=pictures(3), progress=True)
+    written = capsys.readouterr().err
+    assert "fwd2bot-retrieval reading images: 100%" in written and "3/3" in written
+    retrieval(QUERY, images=pictures(3), progress=False)
+    assert capsys.readouterr().err == ""
+
+
 def test_another_length_is_another_embedding(retrieval, pictures):
     long = retrieval(QUERY, images=pictures(3))
     short = retrieval(QUERY, images=pictures(3), num_summary_tokens=1)
@@ -206,8 +241,6 @@ def test_summary_is_embedded_once_until_it_changes(retrieval, compress, vivid_fw
 
 
 def test_memory_keeps_the_latest_candidates(vivid_fwd2bot, tiny_processor, pictures, count_calls):
-    from transformers import pipeline
-
     pipe = pipeline("fwd2bot-retrieval", model=vivid_fwd2bot, processor=tiny_processor, device="cpu", memory_size=3)
     texts = ["one", "two", "three", "four", "five"]
     pipe(QUERY, texts=texts[:2])
@@ -225,8 +258,6 @@ def test_memory_keeps_the_latest_candidates(vivid_fwd2bot, tiny_processor, pictu
 
 @pytest.mark.parametrize("size", [-1, 1.5, True])
 def test_bad_memory_size_is_refused(vivid_fwd2bot, tiny_processor, size):
-    from transformers import pipeline
-
     with pytest.raises(ValueError, match="memory_size"):
         pipeline("fwd2bot-retrieval", model=vivid_fwd2bot, processor=tiny_processor, device="cpu", memory_size=size)
 
@@ -251,6 +282,11 @@ def test_bad_top_k_is_refused_before_any_compute(retrieval, vivid_fwd2bot, pictu
         (QUERY, {"texts": ["a", 5]}, TypeError, "Text 1: .*got int"),
         (QUERY, {"images": ["nowhere.png"]}, FileNotFoundError, "Picture 0: .*nowhere.png"),
         (QUERY, {"summary": "summaries.safetensors"}, TypeError, "got str.*load_file"),
+        (QUERY, {"summary": torch.zeros(3, 2, 32, dtype=torch.int8)}, TypeError, "floating point.*got torch.int8"),
+        (QUERY, {"summary": torch.zeros(2, 32)}, ValueError, r"\(N, k, d\).*got \(2, 32\)"),
+        (QUERY, {"summary": torch.zeros(3, 2, 16)}, ValueError, "16 wide.*32 wide"),
+        ([torch.zeros(1, 2, 32, dtype=torch.int8)], {"texts": ["a"]}, TypeError, "Query 0: .*got torch.int8"),
+        (torch.zeros(1, 2, 16), {"texts": ["a"]}, ValueError, "16 wide.*32 wide"),
         ([], {"texts": ["a"]}, ValueError, "No query was given"),
         ("  ", {"texts": ["a"]}, ValueError, "text is empty"),
         (5, {"texts": ["a"]}, TypeError, "got int"),

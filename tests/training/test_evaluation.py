@@ -5,9 +5,10 @@ import json
 import pytest
 import tiny
 import torch
+from tokenizers.processors import TemplateProcessing
 
-from fwd2bot import Fwd2BotForConditionalGeneration
-from fwd2bot.training.evaluate import evaluate, format_results, main
+from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
+from fwd2bot.training.evaluate import _answer_uncompressed, evaluate, format_results, main
 from fwd2bot.training.export import export
 from fwd2bot.training.scenes import HARD_NEGATIVE_SORTS, QUESTION_KINDS
 
@@ -17,8 +18,7 @@ SIZES = {"pictures": 12, "questions": 8, "retrieval": 12, "batch_size": 40, "sha
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    tiny.tiny_fwd2bot().save_pretrained(folder)
-    tiny.tiny_processor().save_pretrained(folder)
+    save(tiny.tiny_fwd2bot(), folder)
     return folder
 
 
@@ -45,7 +45,7 @@ def test_figures_do_not_depend_on_the_batch_size(checkpoint, results):
 def test_plain_backbone_is_evaluated_on_questions_alone(tmp_path):
     tiny.tiny_backbone().save_pretrained(tmp_path)
     tiny.tiny_backbone_processor().save_pretrained(tmp_path)
-    results = evaluate(tmp_path, **{**SIZES, "pictures": 3})
+    results = evaluate(tmp_path, **{**SIZES, "pictures": 3, "retrieval": None})
     assert "uncompressed" in results and not any(name.startswith("k=") for name in results)
 
 
@@ -54,6 +54,56 @@ def test_command_line_writes_the_figures(checkpoint, tmp_path, capsys):
     main([str(checkpoint), *sizes, "--output", str(tmp_path / "new" / "figures.json")])
     assert "k=2" in json.loads((tmp_path / "new" / "figures.json").read_text())
     assert "hard_negatives mean" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lengths", "2", "32"], r"lengths must be in 1..4 (the model's summary queries), got [2, 32]."),
+        (["--retrieval", "0"], "retrieval must be in 1..12 (pictures), got 0."),
+        (["--retrieval", "13"], "retrieval must be in 1..12 (pictures), got 13."),
+        (["--questions", "0"], "questions must be at least 1, got 0."),
+        (["--pictures", "0"], "pictures must be at least 1, got 0."),
+        (["--batch-size", "0"], "batch size must be at least 1, got 0."),
+        (["--output", "."], "--output . cannot be written (Is a directory)"),
+    ],
+)
+def test_command_line_refuses_a_bad_option_before_the_model_is_loaded(
+    checkpoint, options, message, capsys, monkeypatch
+):
+    monkeypatch.setattr("fwd2bot.training.evaluate.AutoModelForImageTextToText", None)
+    with pytest.raises(SystemExit):
+        main([str(checkpoint), "--pictures", "12", "--shapes-only", *options])
+    assert message in capsys.readouterr().err
+
+
+def test_evaluate_refuses_a_length_that_the_model_does_not_have(checkpoint):
+    with pytest.raises(ValueError, match=r"lengths must be in 1\.\.4 .*got \[5\]"):
+        evaluate(checkpoint, **SIZES, lengths=[5])
+
+
+@pytest.mark.parametrize("template_writes_bos", [True, False])
+def test_uncompressed_and_summary_prompts_start_with_one_bos(template_writes_bos):
+    """In LLaVA-1.5 the template writes none and the tokenizer adds it."""
+    processor = tiny.tiny_backbone_processor()
+    tokenizer, bos = processor.tokenizer, processor.tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    if not template_writes_bos:
+        processor.chat_template = processor.chat_template.replace("{{ bos_token }}", "")
+    fwd2bot_processor = Fwd2BotProcessor(processor)
+    prompts = tiny.prompts(fwd2bot_processor, ["Is it?", "What is there?"])
+    read = []
+
+    class Reader:
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def generate(self, input_ids, **inputs):
+            read.append(input_ids)
+            return input_ids
+
+    _answer_uncompressed(Reader(), processor, tiny.pictures(2), prompts)
+    assert (read[0] == bos).sum(1).tolist() == [1, 1]
+    assert (fwd2bot_processor(text=prompts)["input_ids"] == bos).sum(1).tolist() == [1, 1]
 
 
 def test_export_stores_half_precision_that_loads_in_float32(checkpoint, results, tmp_path):
@@ -91,3 +141,90 @@ def test_export_refuses_the_figures_of_another_model(checkpoint, results, tmp_pa
     (tmp_path / "figures.json").write_text(json.dumps({**results, "fingerprint": "another"}))
     with pytest.raises(ValueError, match="is of the model another"):
         export(checkpoint, tmp_path / "hub", tmp_path / "figures.json")
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def save(model, folder):
+    model.save_pretrained(folder)
+    tiny.tiny_processor().save_pretrained(folder)
+
+
+@pytest.fixture
+def exported(checkpoint, results, tmp_path):
+    """A Hub folder with card and figures, which lie in `figures.json` beside it as well."""
+    (tmp_path / "figures.json").write_text(json.dumps(results))
+    export(checkpoint, tmp_path / "hub", tmp_path / "figures.json")
+    return tmp_path / "hub"
+
+
+def test_evaluation_that_is_not_there_leaves_the_folder_as_it_was(checkpoint, exported):
+    before = contents(exported)
+    with pytest.raises(FileNotFoundError, match="no evaluation .*typo.json"):
+        export(checkpoint, exported, exported.parent / "typo.json")
+    assert contents(exported) == before
+
+
+def test_export_that_fails_halfway_leaves_the_folder_as_it_was(exported, tmp_path, monkeypatch):
+    save(tiny.tiny_fwd2bot(seed=3), tmp_path / "another")
+    before = contents(exported)
+
+    def disk_is_full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Fwd2BotProcessor, "save_pretrained", disk_is_full)
+    with pytest.raises(OSError, match="No space left"):
+        export(tmp_path / "another", exported)
+    assert contents(exported) == before
+    assert not any(path.is_dir() for path in exported.iterdir())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("fingerprint",),
+        ("versions", "torch"),
+        ("retrieval_pictures",),
+        ("uncompressed", "bytes_per_image"),
+        ("k=2", "hard_negatives", "mean"),
+    ],
+    ids=" / ".join,
+)
+def test_export_names_the_entry_that_the_evaluation_lacks(path, checkpoint, results, tmp_path):
+    older = json.loads(json.dumps(results))
+    *parents, last = path
+    entry = older
+    for name in parents:
+        entry = entry[name]
+    del entry[last]
+    (tmp_path / "figures.json").write_text(json.dumps(older))
+    with pytest.raises(ValueError, match=f"has no entry {' / '.join(path)}:"):
+        export(checkpoint, tmp_path / "hub", tmp_path / "figures.json")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_export_refuses_figures_without_any_length(checkpoint, results, tmp_path):
+    uncompressed = {name: value for name, value in results.items() if not name.startswith("k=")}
+    (tmp_path / "figures.json").write_text(json.dumps(uncompressed))
+    with pytest.raises(ValueError, match="has no entry k="):
+        export(checkpoint, tmp_path / "hub", tmp_path / "figures.json")
+    assert not (tmp_path / "hub").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (float("nan"), "summary_projector.bias holds NaN"),
+        (1e6, r"1e\+06 in summary_projector.bias does not fit torch.float16"),
+    ],
+)
+def test_export_names_a_weight_that_cannot_be_stored(value, message, tmp_path):
+    model = tiny.tiny_fwd2bot()
+    with torch.no_grad():
+        model.summary_projector.bias[3] = value
+    save(model, tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match=message):
+        export(tmp_path / "checkpoint", tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()

@@ -3,6 +3,7 @@
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fwd2bot.training.scenes import (
     Caption,
     Scene,
     Thing,
+    altered,
     hard_negatives,
     negatives,
     scene,
@@ -181,3 +183,28 @@ def test_wording_alone_does_not_tell_an_edit_from_its_caption(scenes):
 def test_unknown_sort_is_named():
     with pytest.raises(ValueError, match="swap_colour.*swap_object"):
         hard_negatives(BY_HAND, random.Random(0), ["swap_colour"])
+
+
+def test_altered_scene_differs_in_one_detail(scenes):
+    """Of one thing, of the field, or by two unlike things that have changed cells; and never by none."""
+    seen = Counter()
+    for index, one in enumerate(scenes[:400]):
+        other = altered(one, random.Random(index))
+        unlike = [(a, b) for a, b in zip(one.things, other.things, strict=True) if a != b]
+        if other.background != one.background:
+            assert not unlike
+            seen["field"] += 1
+        elif len(unlike) == 2:
+            (a, new_a), (b, new_b) = unlike
+            assert (new_a, new_b) == (replace(a, cell=b.cell), replace(b, cell=a.cell))
+            assert (a.kind, a.colour, a.size) != (b.kind, b.colour, b.size)
+            seen["exchange"] += 1
+        else:
+            [(thing, new)] = unlike
+            [detail] = [
+                name for name in ("kind", "colour", "size", "cell") if getattr(thing, name) != getattr(new, name)
+            ]
+            if detail == "cell":
+                assert new.cell not in one.cells
+            seen[detail] += 1
+    assert set(seen) == {"field", "exchange", "kind", "colour", "size", "cell"}

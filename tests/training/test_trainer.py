@@ -7,9 +7,10 @@ from tiny_recipes import write_backbone_recipe, write_fwd2bot_recipe
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from fwd2bot import Fwd2BotForConditionalGeneration
+from fwd2bot.checkpoint_fwd2bot import weights_fingerprint
 from fwd2bot.training.recipe import load_recipe
 from fwd2bot.training.train import build_trainer, main, train
-from fwd2bot.training.trainer import INCOMPLETE, load_strictly, newest_checkpoint
+from fwd2bot.training.trainer import INCOMPLETE, StageTrainer, load_strictly, newest_checkpoint
 
 
 def losses(trainer):
@@ -67,6 +68,28 @@ def test_trained_backbone_loads_with_every_tensor(backbone_run):
 
 def test_checkpoint_loads_as_a_model(fwd2bot_run):
     Fwd2BotForConditionalGeneration.from_pretrained(fwd2bot_run[1] / "checkpoint-4")
+
+
+def test_checkpoint_has_the_fingerprint_of_its_own_weights(fwd2bot_run, tmp_path):
+    trainer = build_trainer(load_recipe(fwd2bot_run[0]))
+    untrained = trainer.model.fingerprint  # puts it into the config, as compress() does
+    load_strictly(trainer.model, fwd2bot_run[1] / "checkpoint-4")
+    trainer.save_model(str(tmp_path))
+    saved = Fwd2BotForConditionalGeneration.from_pretrained(tmp_path)
+    assert saved.config.fingerprint == weights_fingerprint(saved.trained_parameters()) != untrained
+
+
+@pytest.mark.parametrize(("name", "flag"), [("FSDP", "is_fsdp_enabled"), ("DeepSpeed", "is_deepspeed_enabled")])
+def test_sharded_run_is_refused_by_name(name, flag, backbone_run, monkeypatch):
+    create = StageTrainer.create_accelerator_and_postprocess
+
+    def create_sharded(self):
+        create(self)
+        setattr(self, flag, True)
+
+    monkeypatch.setattr(StageTrainer, "create_accelerator_and_postprocess", create_sharded)
+    with pytest.raises(NotImplementedError, match=f"that {name} shards.* DDP runs work"):
+        build_trainer(load_recipe(backbone_run[0]))
 
 
 def test_checkpoint_that_lacks_a_tensor_does_not_load(backbone_run, tmp_path):

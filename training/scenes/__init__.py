@@ -10,7 +10,7 @@ from .claims import truth_table
 from .corpus import PROMPTS, corpus
 from .descriptions import describe
 from .drawing import has_font, render
-from .negatives import HARD_NEGATIVE_SORTS, hard_negatives
+from .negatives import HARD_NEGATIVE_SORTS, altered, hard_negatives
 from .questions import QUESTION_KINDS, TRAINING_KINDS, Question, ask
 from .scene import Scene, Thing, scene
 
@@ -25,6 +25,7 @@ __all__ = [
     "Scenes",
     "ScenesConfig",
     "Thing",
+    "altered",
     "ask",
     "corpus",
     "describe",

@@ -3,9 +3,10 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from .captions import Caption, Phrase, draw_caption, draw_style, draw_synonym, inconsistent, specific
-from .scene import Scene, draw_kind
+from .scene import Scene, Thing, draw_kind
 from .things import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES
 
 HARD_NEGATIVE_SORTS = (
@@ -35,6 +36,36 @@ def hard_negatives(
         if pair is not None:
             pairs[sort] = pair[0], pair[1].text
     return pairs
+
+
+def altered(scene: Scene, rng: random.Random) -> Scene:
+    """The scene with one detail changed, so that its description is false of the picture: the field, or one thing's
+    kind, colour, size or cell, or two things that have changed cells. It is for texts: `x` and `y` stay."""
+    changes = [replace(scene, background=_other(list(BACKGROUNDS), scene.background, rng))]
+    i = rng.randrange(len(scene.things))
+    thing = scene.things[i]
+    changes.append(_with_thing(scene, i, kind=_other_kind(thing.kind, scene, rng)))
+    changes.append(_with_thing(scene, i, size=_other(list(SIZES), thing.size, rng)))
+    if thing.colour is not None:
+        changes.append(_with_thing(scene, i, colour=_other(list(COLOURS), thing.colour, rng)))
+    free = [cell for cell in range(len(PLACES)) if cell not in scene.cells]
+    changes.append(_with_thing(scene, i, cell=rng.choice(free)))
+    unlike = [j for j, other in enumerate(scene.things) if _looks(other) != _looks(thing)]
+    if unlike:
+        j = rng.choice(unlike)
+        moved = _with_thing(scene, i, cell=scene.things[j].cell)
+        changes.append(_with_thing(moved, j, cell=thing.cell))
+    return rng.choice(changes)
+
+
+def _looks(thing: Thing) -> tuple[str, str | None, str]:
+    return thing.kind, thing.colour, thing.size
+
+
+def _with_thing(scene: Scene, i: int, **changes: Any) -> Scene:
+    things = list(scene.things)
+    things[i] = replace(things[i], **changes)
+    return replace(scene, things=tuple(things))
 
 
 _Edit = Callable[[Caption, Scene, random.Random], Caption | None]

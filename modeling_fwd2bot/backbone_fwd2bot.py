@@ -1,4 +1,4 @@
-"""Rows for the backbone's own forward, whatever its family: the queries behind them, every token marked as causal.
+"""What a backbone must have, and the rows that its own forward takes, whatever its family.
 
 Nothing here asks which family it is: what a backbone reads is seen from the signature of its forward.
 """
@@ -7,12 +7,59 @@ import inspect
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from .placeholders_fwd2bot import position_ids_from_mask
 
 # What families read for each token beside its id, and the value of an ordinary word, which sees what is before it.
 # Gemma 3 marks image tokens with 1, PaliGemma the prefix, which sees itself both ways, with 0: -1 is neither.
 CAUSAL_TOKEN = {"token_type_ids": -1, "mm_token_type_ids": 0}
+
+
+def check_backbone(backbone: Any, processor: Any | None = None) -> None:
+    """Raise `TypeError` or `ValueError` for what Fwd2Bot cannot wrap, or a processor of another model."""
+    if not isinstance(backbone, PreTrainedModel) or not hasattr(backbone.config, "vision_config"):
+        raise TypeError(
+            f"{type(backbone).__name__} is no vision-language model. Give a model of "
+            "transformers.AutoModelForImageTextToText, or the id or path of one."
+        )
+    name, words = type(backbone).__name__, backbone.get_input_embeddings().num_embeddings
+    if any(".lora_" in parameter for parameter, _ in backbone.named_parameters()):
+        raise ValueError(f"This {name} carries LoRA adapters already. Give it as it was loaded.")
+    image_token_id = getattr(backbone.config, "image_token_id", None)
+    if image_token_id is None or not 0 <= image_token_id < words:
+        raise ValueError(
+            f"The config of this {name} has image_token_id={image_token_id!r}, which is no row of its input embedding "
+            f"(0 to {words - 1}). Fwd2Bot puts summaries in place of that token: resize the embedding, or correct the "
+            "config."
+        )
+    if processor is None:
+        return
+    tokens = len(processor.tokenizer)
+    if tokens > words:
+        raise ValueError(
+            f"The processor is another model's: its tokenizer has {tokens} tokens, this {name} reads {words}. Load it "
+            "from where the backbone comes from."
+        )
+    found = merged_token_id(processor)
+    if found != image_token_id:
+        raise ValueError(
+            f"The processor is another model's: its image token has the id {found}, that of this {name} is "
+            f"{image_token_id}. Load it from where the backbone comes from."
+        )
+
+
+def merged_token_id(processor: Any) -> int:
+    """Id of the tokens that the backbone replaces with image features.
+
+    What the chat template writes for a picture may be another one (Gemma 3: `<start_of_image>`, which becomes many
+    `<image_soft_token>`).
+    """
+    tokenizer = processor.tokenizer
+    for found in (getattr(tokenizer, "image_token_id", None), getattr(processor, "image_token_id", None)):
+        if found is not None:
+            return found
+    return tokenizer.convert_tokens_to_ids(getattr(processor, "image_token", None) or tokenizer.image_token)
 
 
 def reads_token_types(backbone: torch.nn.Module) -> bool:
