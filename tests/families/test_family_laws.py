@@ -5,6 +5,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
+from fwd2bot.backbone_fwd2bot import with_queries
 
 from .tiny_families import FAMILIES, build, conversation, pictures
 
@@ -58,6 +59,18 @@ class TestFamilyLaws:
         inputs = processor.process_images(pictures()[:2])
         with torch.no_grad():
             assert torch.equal(model.backbone(**inputs).logits, bare(**inputs).logits)
+
+    def test_compress_pass_reads_the_image_as_the_backbone_does(self, family):
+        """Positions in a plane, token types, tiles: the rows before the queries are those of the bare backbone."""
+        model, processor, bare = family
+        inputs = processor.process_images(pictures())
+        first = model.get_input_embeddings().num_embeddings
+        rows = with_queries(model.backbone.base_model, torch.arange(first, first + 2), **inputs)
+        with torch.no_grad():
+            hidden = model.backbone.base_model(**rows, use_cache=False).last_hidden_state[:, :-2]
+            expected = bare.base_model(**inputs, use_cache=False).last_hidden_state
+        attended = inputs["attention_mask"].bool()
+        torch.testing.assert_close(hidden[attended], expected[attended], **CLOSE)
 
     def test_summary_at_k_is_the_prefix_of_a_longer_one(self, model, processor, summary):
         images = processor.process_images(pictures())
