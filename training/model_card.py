@@ -64,8 +64,8 @@ in {dtype}, torch {torch}, transformers {transformers}; the numbers behind the t
 A short caption may be true of several pictures; any that it is true of counts as a hit. Hard negatives: the share of
 pictures whose cosine to a true caption is larger than to a false one that differs in one detail (the sorts of
 SugarCrepe, arXiv 2306.14610). In training, false captions of the same six sorts, and full descriptions false in one
-detail, were negatives of the contrastive loss. The false captions of the two "add" sorts are always longer than the true
-ones, so length alone tells them apart.
+detail, were negatives of the contrastive loss. The false captions of the two "add" sorts are always longer than the
+true ones, so length alone tells them apart.
 
 {retrieval}
 
