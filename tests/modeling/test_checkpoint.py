@@ -281,6 +281,7 @@ def test_copies_of_a_half_precision_model_keep_its_fingerprint(saved):
         assert again.fingerprint != model.fingerprint
 
 
+@pytest.mark.filterwarnings("ignore:The following device_map keys")  # accelerate: logit_scale is no module
 def test_offloaded_model_compresses_and_knows_its_fingerprint(saved, processor, tmp_path):
     folder, model = saved
     parts = {"backbone": "disk", "summary_projector": "cpu", "logit_scale": "cpu"}
