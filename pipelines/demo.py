@@ -21,6 +21,8 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import pipeline
 from transformers.utils import logging
 
+from fwd2bot.processing_fwd2bot import adds_special_tokens
+
 from .demo_reader import LENGTHS, chat, measure
 from .embedded import GalleryPicture, default_checkpoint, gallery, showcase
 
@@ -115,12 +117,11 @@ def _uncompressed(
     for question in asked["questions"]:
         picture = pictures[names.index(question["file"])]
         prompt = compress.processor.apply_chat_template(chat(question["text"]), add_generation_prompt=True)
-        start = processor.tokenizer.bos_token
         batch = processor(
             images=[[picture.image]],
             text=[prompt],
             return_tensors="pt",
-            add_special_tokens=not (start and prompt.startswith(start)),
+            add_special_tokens=adds_special_tokens(processor.tokenizer, [prompt]),
         )
         inputs.append(batch.to(compress.device))
 

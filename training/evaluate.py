@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from fwd2bot import Fwd2BotSummary
+from fwd2bot.processing_fwd2bot import adds_special_tokens
 
 from .metrics import exact_match, preference, recall_at_k
 from .scenes import (
@@ -195,14 +196,13 @@ def _answers(asked: list, processor: Any, batch_size: int, generate: Callable) -
 
 
 def _answer_uncompressed(model: Any, processor: Any, images: list, prompts: list[str]) -> torch.Tensor:
-    start = processor.tokenizer.bos_token
     inputs = processor(
         images=[[image] for image in images],
         text=prompts,
         padding=True,
         padding_side="left",
         return_tensors="pt",
-        add_special_tokens=not (start and prompts[0].startswith(start)),  # as Fwd2BotProcessor does
+        add_special_tokens=adds_special_tokens(processor.tokenizer, prompts),
     ).to(model.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     generate = getattr(model, "generate_uncompressed", model.generate)

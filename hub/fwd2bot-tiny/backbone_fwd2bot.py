@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from .adapters_fwd2bot import is_adapter_parameter
 from .placeholders_fwd2bot import position_ids_from_mask
 
 # What families read for each token beside its id, and the value of an ordinary word, which sees what is before it.
@@ -24,7 +25,7 @@ def check_backbone(backbone: Any, processor: Any | None = None) -> None:
             "transformers.AutoModelForImageTextToText, or the id or path of one."
         )
     name, words = type(backbone).__name__, backbone.get_input_embeddings().num_embeddings
-    if any(".lora_" in parameter for parameter, _ in backbone.named_parameters()):
+    if any(is_adapter_parameter(parameter) for parameter, _ in backbone.named_parameters()):
         raise ValueError(f"This {name} carries LoRA adapters already. Give it as it was loaded.")
     image_token_id = getattr(backbone.config, "image_token_id", None)
     if image_token_id is None or not 0 <= image_token_id < words:

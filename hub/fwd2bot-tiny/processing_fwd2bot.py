@@ -16,7 +16,7 @@ import transformers
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import TextKwargs
-from transformers.utils import cached_file, logging
+from transformers.utils import PROCESSOR_NAME, cached_file, logging
 
 from .backbone_fwd2bot import merged_token_id
 from .checkpoint_fwd2bot import AUTO_MAP, draft_folder
@@ -26,7 +26,6 @@ logger = logging.get_logger(__name__)
 
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own limit, where it begins to warn of decompression bombs
 MAX_DOWNLOAD = 100_000_000  # bytes of a picture behind a URL
-CONFIG_NAME = "processor_config.json"
 URL_TIMEOUT = 30  # seconds
 
 # A fast tokenizer keeps its padding as a state, so calls from several threads must not overlap.
@@ -65,6 +64,14 @@ def load_image(image: Any) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise many types for a damaged file
         raise ValueError(f"{name} cannot be read: {error}. It is damaged or incomplete; replace it.") from error
     raise ValueError(f"{name} has {width} x {height} pixels; {limits}")
+
+
+def adds_special_tokens(tokenizer: Any, prompts: Sequence[str]) -> bool:
+    """Whether the tokenizer shall add its start token: not where the chat template has written it already.
+
+    For the `add_special_tokens` of a backbone's own processor; without the start token it answers worse.
+    """
+    return not (tokenizer.bos_token and prompts[0].startswith(tokenizer.bos_token))
 
 
 class Fwd2BotProcessor(ProcessorMixin):
@@ -187,7 +194,7 @@ class Fwd2BotProcessor(ProcessorMixin):
                 padding=True,
                 padding_side="left",
                 return_tensors="pt",
-                add_special_tokens=self._add_special([prompt]),
+                add_special_tokens=adds_special_tokens(self.tokenizer, [prompt]),
             )
         batch.pop("labels", None)  # PaliGemma's processor makes some
         return batch
@@ -239,7 +246,7 @@ class Fwd2BotProcessor(ProcessorMixin):
         """Write the backbone's processor, and the class and prompts of this one into its `processor_config.json`."""
         with draft_folder(save_directory) as draft:
             self.backbone_processor.save_pretrained(draft)
-            path = draft / CONFIG_NAME
+            path = draft / PROCESSOR_NAME
             settings = json.loads(path.read_text()) if path.exists() else {}
             settings.update(
                 backbone_processor_class=type(self.backbone_processor).__name__,
@@ -265,16 +272,18 @@ class Fwd2BotProcessor(ProcessorMixin):
             for key in ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
             if key in kwargs
         }
-        settings = json.loads(Path(cached_file(path, CONFIG_NAME, **hub)).read_text())
+        settings = json.loads(Path(cached_file(path, PROCESSOR_NAME, **hub)).read_text())
         backbone_class = settings.get("backbone_processor_class")
         if backbone_class is None:
             raise ValueError(
-                f"{path}/{CONFIG_NAME} names no backbone_processor_class: it is not a Fwd2Bot processor. Wrap another "
-                "one with Fwd2BotProcessor(backbone_processor)."
+                f"{path}/{PROCESSOR_NAME} names no backbone_processor_class: it is not a Fwd2Bot processor. Wrap "
+                "another one with Fwd2BotProcessor(backbone_processor)."
             )
         processor_class = getattr(transformers, backbone_class, None)
         if not (isinstance(processor_class, type) and issubclass(processor_class, ProcessorMixin)):
-            raise ValueError(f"{path}/{CONFIG_NAME} names {backbone_class!r}, which is no processor of transformers.")
+            raise ValueError(
+                f"{path}/{PROCESSOR_NAME} names {backbone_class!r}, which is no processor of transformers."
+            )
         backbone_processor = processor_class.from_pretrained(path, **kwargs)
         _restore_image_processor(backbone_processor, settings.get("image_processor_class"), path, hub)
         return cls(backbone_processor, image_prompt=settings["image_prompt"], text_prompt=settings["text_prompt"])
@@ -283,13 +292,13 @@ class Fwd2BotProcessor(ProcessorMixin):
         prompts = [prompt.replace(self.image_token, self._merged_token) for prompt in prompts]
         with _tokenizing:
             return self.tokenizer(
-                prompts, **{"return_tensors": "pt", "add_special_tokens": self._add_special(prompts), **options}
+                prompts,
+                **{
+                    "return_tensors": "pt",
+                    "add_special_tokens": adds_special_tokens(self.tokenizer, prompts),
+                    **options,
+                },
             )
-
-    def _add_special(self, prompts: Sequence[str]) -> bool:
-        """Whether the tokenizer shall add its start token: not where the chat template has written it already."""
-        bos = self.tokenizer.bos_token
-        return not (bos and prompts[0].startswith(bos))
 
 
 def _restore_image_processor(backbone_processor: Any, saved: str | None, path: str, hub: dict[str, Any]) -> None:

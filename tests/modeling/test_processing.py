@@ -1,11 +1,14 @@
 """`Fwd2BotProcessor`: pictures and texts to tensors."""
 
+import json
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny
 import torch
+import transformers
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor
@@ -253,3 +256,35 @@ def test_saving_the_processor_where_a_file_is_writes_nothing(processor, tmp_path
             processor.save_pretrained(path)
     assert (tmp_path / "file").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# The image processor that was saved
+
+
+@pytest.fixture
+def saved_with(processor, tmp_path):
+    """`saved_with(name)` gives a saved processor that names this image processor as its own."""
+
+    def save(name):
+        processor.save_pretrained(tmp_path)
+        path = tmp_path / "processor_config.json"
+        settings = json.loads(path.read_text())
+        assert settings["image_processor_class"] == "SiglipImageProcessorPil"
+        path.write_text(json.dumps({**settings, "image_processor_class": name}))
+        return tmp_path
+
+    return save
+
+
+def test_image_processor_that_was_saved_is_loaded_not_the_one_that_transformers_prefers(saved_with):
+    loaded = Fwd2BotProcessor.from_pretrained(saved_with("CLIPImageProcessorPil"))
+    assert type(loaded.image_processor).__name__ == "CLIPImageProcessorPil"
+    assert loaded.backbone_processor.image_processor is loaded.image_processor
+
+
+def test_image_processor_that_is_not_available_is_replaced_with_a_warning(saved_with, caplog, monkeypatch):
+    monkeypatch.setattr(transformers.utils.logging.get_logger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("fwd2bot"), "propagate", True)
+    loaded = Fwd2BotProcessor.from_pretrained(saved_with("LostImageProcessor"))
+    assert type(loaded.image_processor).__name__ == "SiglipImageProcessorPil"
+    assert "made with LostImageProcessor, which is not available" in caplog.text
