@@ -6,7 +6,9 @@ stages may run at once in several threads, and the recomputation of gradient che
 forward that it repeats (see `checkpoint_stage`).
 """
 
+import copy
 import functools
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +21,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .configuration_fwd2bot import STAGES
+
+# Fields of `LoraConfig` by which training would not be that of an adapter beside the weights, and what they may be.
+HARMLESS = {
+    "modules_to_save": (None, []),
+    "bias": (None, "none"),
+    "lora_bias": (None, False),
+    "init_lora_weights": (None, True, False, "gaussian", "orthogonal"),
+    "layer_replication": (None,),
+    "trainable_token_indices": (None,),
+    "target_parameters": (None, []),
+}
+BASE_LAYER = ".base_layer."  # what PEFT puts into the name of a weight that it wraps
 
 _running = threading.local()
 
@@ -60,12 +74,15 @@ def checkpoint_stage(checkpoint: Callable) -> Callable:
 
 def linear_layer_names(module: nn.Module) -> list[str]:
     """Last parts of the names of all linear layers in a language model: PEFT's `target_modules`."""
-    names = {name.rsplit(".", 1)[-1] for name, child in module.named_modules() if isinstance(child, nn.Linear)}
+    names = {name.rsplit(".", 1)[-1] for name, child in module.named_modules() if _is_linear(child)}
     if not names:
-        raise ValueError(
-            f"{type(module).__name__} has no torch.nn.Linear layer to put a LoRA on. Give target_modules."
-        )
+        raise ValueError(f"{type(module).__name__} has no linear layer to put a LoRA on. Give target_modules.")
     return sorted(names)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # Some quantised layers (HQQ, GPTQ, AWQ) are linear, but no torch.nn.Linear.
+    return isinstance(module, nn.Linear) or (hasattr(module, "in_features") and hasattr(module, "out_features"))
 
 
 def lora_arguments(
@@ -79,23 +96,42 @@ def lora_arguments(
     Raises:
         ValueError: for an unknown stage, or a LoRA that would train or replace weights of the backbone itself.
     """
+    if adapters is not None and not isinstance(adapters, Mapping):
+        raise TypeError(
+            f"adapters must map stages to LoRA settings, got {type(adapters).__name__}. Give {{'compress': lora, "
+            "'generate': lora}."
+        )
     unknown = sorted(set(adapters or {}) - set(STAGES))
     if unknown:
         raise ValueError(f"adapters has the stage(s) {unknown}; the allowed ones are {list(STAGES)}.")
     chosen = {}
     for stage in STAGES:
         lora = (adapters or {}).get(stage, default)
+        if not isinstance(lora, (LoraConfig, Mapping)):
+            raise TypeError(
+                f"adapters[{stage!r}] must be a peft.LoraConfig or a dict of its arguments, got {type(lora).__name__}."
+            )
         values = _changed_fields(lora) if isinstance(lora, LoraConfig) else dict(lora)
-        for name, harmless in (("modules_to_save", (None, [])), ("bias", (None, "none"))):
+        for name, harmless in HARMLESS.items():
             if values.get(name) not in harmless:
                 raise ValueError(
-                    f"adapters[{stage!r}] has {name}={values[name]!r}, which changes weights of the backbone, and "
-                    "they stay as they are. Leave it out."
+                    f"adapters[{stage!r}] has {name}={values[name]!r}, which changes weights or layers of the "
+                    f"backbone, and they stay as they are. Leave it out{_or_choose(harmless)}."
                 )
+        if values.get("layers_to_transform") is not None:  # PEFT finds no layers by number in a bare language model
+            raise ValueError(
+                f"adapters[{stage!r}] has layers_to_transform={values['layers_to_transform']!r}, which is not "
+                "supported. Name the layers by a regular expression: target_modules=r'layers\\.(0|1)\\..*up_proj'."
+            )
         if values.get("target_modules") is None:
             values["target_modules"] = linear_layer_names(language_model)
         chosen[stage] = values
     return chosen
+
+
+def _or_choose(values: tuple[Any, ...]) -> str:
+    named = [repr(value) for value in values if value is not None and value != []]
+    return f", or choose {' or '.join(named)}" if named else ""
 
 
 def _changed_fields(lora: LoraConfig) -> dict[str, Any]:
@@ -111,11 +147,31 @@ def install_adapter(language_model: nn.Module, stage: str, lora: dict[str, Any])
     Args:
         lora: arguments of `peft.LoraConfig` (`r`, `lora_alpha`, `target_modules`, ...).
     """
-    inject_adapter_in_model(LoraConfig(**lora), language_model, adapter_name=stage)
+    try:
+        inject_adapter_in_model(LoraConfig(**lora), language_model, adapter_name=stage)
+    except ValueError as error:
+        raise ValueError(
+            f"The adapter of the stage {stage!r} does not fit the language model, {type(language_model).__name__}, to "
+            f"which the names in target_modules are relative ('layers.0.self_attn.q_proj'): {error}"
+        ) from error
+    if any(_adapts_embedding(module) for module in language_model.modules()):
+        raise ValueError(
+            f"The adapter of the stage {stage!r} has the word embedding among its target_modules, which holds the "
+            "summary queries here. Leave it out."
+        )
     del language_model.peft_config  # PEFT's record of its adapters; here `config.adapters` is that, for both stages
     for module in language_model.modules():
         if isinstance(module, LoraLayer) and not isinstance(module, _StageLayer):
             module.__class__ = _stage_class(type(module))
+
+
+def _adapts_embedding(module: nn.Module) -> bool:
+    return isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), nn.Embedding)
+
+
+def left_out_pattern(stage: str) -> str:
+    """Pattern of the names of a stage's adapter weights, to be passed over where that stage is not loaded."""
+    return rf"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\.{stage}(\.weight|\.bias)?$"
 
 
 def is_adapter_parameter(name: str) -> bool:
@@ -132,6 +188,55 @@ def drop_vision(backbone: PreTrainedModel) -> list[str]:
             setattr(base, name, None)
             patterns.append(rf"\.{name}\.")
     return patterns
+
+
+def drop_head(backbone: PreTrainedModel) -> list[str]:
+    """Remove the output head, which the compress pass does not use; returns patterns of the names of its weights.
+
+    A head that shares its weight with the input embedding stays: it takes no memory.
+    """
+    head = backbone.get_output_embeddings()
+    name = next((name for name, module in backbone.named_modules() if module is head), None)
+    if name is None or f"{name}.weight" in backbone.all_tied_weights_keys:
+        return []
+    parent, _, last = name.rpartition(".")
+    setattr(backbone.get_submodule(parent), last, None)
+    return [rf"(^|\.){re.escape(last)}\."]
+
+
+def merged_state(module: nn.Module, stage: str) -> dict[str, torch.Tensor]:
+    """State dict of a module with the adapter of `stage` folded into its weights, under the names without adapters.
+
+    The sum is taken in float32 and rounded once to the weights' own dtype; the module stays as it is.
+
+    Raises:
+        ValueError: for quantised weights, into which nothing can be folded exactly.
+    """
+    state = {name: value for name, value in module.state_dict().items() if not is_adapter_parameter(name)}
+    for name, layer in module.named_modules():
+        if isinstance(layer, LoraLayer):
+            for key, value in _merged_layer(layer, stage, name).items():
+                state[f"{name}.base_layer.{key}"] = value
+    return {name.replace(BASE_LAYER, "."): value for name, value in state.items()}
+
+
+def _merged_layer(layer: LoraLayer, stage: str, name: str) -> dict[str, torch.Tensor]:
+    weights = layer.get_base_layer().state_dict()
+    for weight in weights.values():
+        if not is_plain_float(weight):
+            raise ValueError(
+                f"The weights of {name} are quantised or elsewhere ({type(weight).__name__}, {weight.dtype}, "
+                f"{weight.device}), so no adapter can be merged into them. Load the model unquantised, without "
+                "offloading, and merge that."
+            )
+    copied = copy.deepcopy(layer).float()
+    copied.merge(safe_merge=True, adapter_names=[stage])
+    return {key: value.to(weights[key].dtype) for key, value in copied.get_base_layer().state_dict().items()}
+
+
+def is_plain_float(weight: torch.Tensor) -> bool:
+    """Whether a weight holds its numbers as they are: not quantised, not offloaded."""
+    return type(weight.data) is torch.Tensor and weight.is_floating_point() and not weight.is_meta
 
 
 class _StageLayer:
@@ -185,6 +290,8 @@ def install_queries(embedding: nn.Module, queries: torch.Tensor) -> None:
         )
     embedding.summary_queries = nn.Parameter(queries)
     embedding.__class__ = _query_class(type(embedding))
+    if hasattr(embedding, "_old_forward"):  # what accelerate's hooks call, which move inputs between devices
+        embedding._old_forward = type(embedding).forward.__get__(embedding)
 
 
 def _rebuild(make_class: Callable[[type], type], base: type) -> nn.Module:

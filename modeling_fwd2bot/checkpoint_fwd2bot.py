@@ -1,71 +1,189 @@
-"""What lies in a checkpoint folder beside the weights: the code for `trust_remote_code=True`, and strict loading."""
+"""How a model comes to be and is kept: around a backbone, from a checkpoint, strictly, and into one."""
 
-import hashlib
 import os
-import re
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from importlib.util import find_spec
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import torch
-from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, cached_file
+from huggingface_hub import HfApi
+from peft import LoraConfig
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file, logging
 
-MODEL_FILES = (
-    "adapters_fwd2bot.py",
-    "backbone_fwd2bot.py",
-    "checkpoint_fwd2bot.py",
-    "configuration_fwd2bot.py",
-    "generation_fwd2bot.py",
-    "losses_fwd2bot.py",
-    "modeling_fwd2bot.py",
-    "packing_fwd2bot.py",
-    "placeholders_fwd2bot.py",
-    "processing_fwd2bot.py",
-    "summary_fwd2bot.py",
-)
-PIPELINES = {
-    "fwd2bot-compress": "compress_pipeline.CompressPipeline",
-    "fwd2bot-retrieval": "retrieval_pipeline.RetrievalPipeline",
-    "fwd2bot-answer": "answer_pipeline.AnswerPipeline",
-}
-PIPELINE_FILES = (
-    *sorted({implementation.split(".")[0] + ".py" for implementation in PIPELINES.values()}),
-    "answer_inputs.py",
-    "pipeline_batches.py",  # what they share
-    "pipeline_memory.py",
-)
+from .adapter_checkpoint_fwd2bot import fill_adapters, read_adapters, save_adapters
+from .adapters_fwd2bot import is_adapter_parameter, lora_arguments
+from .backbone_fwd2bot import check_backbone, commit_of, load_backbone
+from .configuration_fwd2bot import STAGES, own_fields
+from .folder_fwd2bot import HUB_OPTIONS, copy_code, draft_folder, find_code, set_auto_map
+from .pickling_fwd2bot import allow_recording, without_recording
+from .quantization_fwd2bot import is_quantized, mark_backbone, quantize_backbone_only
+from .weights_fwd2bot import check_loading_info, check_same_backbone, weights_fingerprint
 
-DRAFT = ".saving-"
-MODEL_CLASS = "modeling_fwd2bot.Fwd2BotForConditionalGeneration"
-AUTO_MAP = {
-    "AutoConfig": "configuration_fwd2bot.Fwd2BotConfig",
-    "AutoModel": MODEL_CLASS,
-    "AutoModelForImageTextToText": MODEL_CLASS,
-    "AutoProcessor": "processing_fwd2bot.Fwd2BotProcessor",
-}
+logger = logging.get_logger(__name__)
+
+# Of the Auto classes, which hand them on.
+AUTO_OPTIONS = ("trust_remote_code", "code_revision", "adapter_kwargs", "_from_auto", "_from_pipeline")
+UPLOAD_OPTIONS = ("commit_message", "commit_description", "revision", "create_pr")
 
 
 class CheckpointMixin:
     """Loading and saving of [`Fwd2BotForConditionalGeneration`]: strict, and with its code in the folder."""
 
+    _hub: dict[str, Any] = {}  # with which options it was loaded from the Hub
+
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+    def from_backbone(
+        cls,
+        backbone: PreTrainedModel | str | os.PathLike,
+        *,
+        processor: Any | None = None,
+        num_summary_tokens: int = 16,
+        summary_lengths: list[int] | None = None,
+        lora_rank: int = 16,
+        lora_alpha: int | None = None,
+        adapters: Mapping[str, LoraConfig | Mapping[str, Any]] | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """An untrained Fwd2Bot around an LVLM, whose weights it never changes.
+
+        Args:
+            backbone: a model of `AutoModelForImageTextToText`, or the id or path of one. To choose its dtype, device
+                or attention, load it first.
+            revision: of the backbone, branch, tag or commit; its commit stands in the config from then on.
+            processor: the backbone's processor; if given, an error tells when it is another model's.
+            num_summary_tokens, summary_lengths: see [`Fwd2BotConfig`].
+            lora_rank, lora_alpha: of both stage adapters, on every linear layer of the language model; alpha = rank
+                by default (VladVA, arXiv 2412.04378, uses 16 and 16).
+            adapters: instead, a `peft.LoraConfig` or its arguments for "compress", for "generate" or for both; without
+                `target_modules`, the same layers.
+            kwargs: further fields of [`Fwd2BotConfig`].
+
+        Raises:
+            TypeError, ValueError: for a model that reads no images, one that carries adapters already, or a processor
+                or adapters that do not fit.
+        """
+        unknown = sorted(set(kwargs) - own_fields(cls.config_class))
+        if unknown:
+            raise ValueError(
+                f"from_backbone() has no {unknown}; allowed are the fields of Fwd2BotConfig. Options of loading "
+                "belong to the backbone: load it with them, then hand it over."
+            )
+        if isinstance(backbone, (str, os.PathLike)):
+            backbone = load_backbone(backbone, revision=revision or "main")
+        check_backbone(backbone, processor)
+        decoder, name = backbone.get_decoder(), backbone.config.name_or_path or None
+        commit = getattr(backbone.config, "_commit_hash", None) or commit_of(name, revision)
+        own = {"r": lora_rank, "lora_alpha": lora_rank if lora_alpha is None else lora_alpha}
+        config = cls.config_class(
+            backbone_config=backbone.config,
+            backbone_name_or_path=os.path.abspath(name) if name and os.path.isdir(name) else name,
+            backbone_revision=commit or revision,
+            num_summary_tokens=num_summary_tokens,
+            summary_lengths=summary_lengths,
+            adapters=lora_arguments(adapters, own, decoder),
+            **kwargs,
+        )
+        model = cls._around(config, backbone)
+        model.mark_trainable()
+        return model.train(backbone.training)
+
+    @classmethod
+    def _around(cls, config: Any, backbone: PreTrainedModel, stage: str | None = None) -> Self:
+        """A Fwd2Bot around a loaded backbone, whose dtype, device and attention it takes over."""
+        check_backbone(backbone)
+        config.backbone_config = backbone.config
+        config._attn_implementation = backbone.config._attn_implementation
+        words, last = backbone.get_input_embeddings().weight, list(backbone.get_decoder().parameters())[-1]
+        model = cls(config, backbone=backbone, stage=stage)
+        # These alone: a cast of all would round the rotary frequencies. In the dtype of the words, since layers that
+        # are quantised have one of their own. PEFT puts a LoRA where its layer is; the rest goes where its input is.
+        for name, parameter in model.trained_parameters().items():
+            place = words if name.endswith(".summary_queries") else parameter if is_adapter_parameter(name) else last
+            parameter.data = parameter.data.to(dtype=words.dtype, device=place.device)
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *args: Any,
+        backbone: Any | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """As `PreTrainedModel.from_pretrained`, but a missing or unexpected weight is an error.
 
         Args:
-            stage: `None` loads everything; "compress" without the generate adapter; "generate" without vision tower
-                and compress adapter; "text" both adapters without vision tower (embeds texts, answers from summaries).
+            stage: `None` loads everything; "compress" without the generate adapter and the output head; "generate"
+                without vision tower and compress adapter; "text" both adapters without vision tower (embeds texts,
+                answers from summaries).
+            backbone: for an adapter-only checkpoint, the model that its adapters belong to (it is taken over), or its
+                id or path. Default: the one that the config names, at its revision.
+            kwargs: for an adapter-only checkpoint, they load the backbone: `dtype`, `device_map`,
+                `attn_implementation`, `quantization_config`, ...
+
+        Raises:
+            ValueError: for weights that do not fit, or a backbone that the adapters were not trained on.
         """
+        path, hub = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         return_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        check_loading_info(info, pretrained_model_name_or_path)
+        if isinstance(kwargs.get("attn_implementation"), dict):
+            raise ValueError(
+                f"attn_implementation={kwargs['attn_implementation']!r} would not reach the parts of the backbone. "
+                "Give one name for all, or call model.backbone.set_attn_implementation with it afterwards."
+            )
+        stored = _stored_config(path, kwargs.get("config"), hub)
+        _check_num_queries(stored, kwargs, path)
+        if stored.get("adapter_only", False):
+            model = cls._from_adapters(path, backbone, **kwargs)
+            info: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+        elif backbone is not None:
+            raise ValueError(
+                f"{path} is a full checkpoint: its backbone is inside. Leave `backbone` out; it is for checkpoints "
+                "that save_pretrained(path, adapter_only=True) wrote."
+            )
+        else:
+            if kwargs.get("quantization_config") is not None:
+                kwargs["quantization_config"] = quantize_backbone_only(kwargs["quantization_config"])
+            model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+            check_loading_info(info, path)
+            mark_backbone(model)
+        commit = getattr(model.config, "_commit_hash", None) or commit_of(path, hub.get("revision"), **_cache(hub))
+        model._hub = {**hub, "revision": commit} if commit else hub
         model.mark_trainable()
         model._fingerprinted = _versions(model)
         return (model, info) if return_info else model
+
+    @classmethod
+    def _from_adapters(
+        cls, path: str | os.PathLike, backbone: Any | None, config: Any = None, stage: str | None = None, **kwargs: Any
+    ) -> Any:
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        for name in AUTO_OPTIONS:
+            kwargs.pop(name, None)
+        if not isinstance(config, PreTrainedConfig):
+            own = {name: kwargs.pop(name) for name in own_fields(cls.config_class) if name in kwargs}
+            config = cls.config_class.from_pretrained(config or path, **hub, **own)
+        if getattr(config, "_attn_implementation_internal", None):  # the Auto classes put it there
+            kwargs.setdefault("attn_implementation", config._attn_implementation)
+        saved = read_adapters(path, [name for name in STAGES if stage in (None, "text", name)], hub)
+        backbone = _load_backbone_of(config, path, backbone, hub, kwargs)
+        check_backbone(backbone)
+        check_same_backbone(saved.sample, config.backbone_config, backbone, _backbone_name(config), path)
+        if saved.changed:
+            logger.warning(
+                f"The adapters of {saved.changed} in {path} were changed since they were saved: this is another "
+                "model, with a fingerprint of its own, and it refuses the summaries of the saved one."
+            )
+            config.fingerprint = None
+        config.name_or_path = os.fspath(path)
+        model = cls._around(config, backbone, stage)
+        fill_adapters(model, saved, path)
+        if cached_file(path, GENERATION_CONFIG_NAME, **hub, _raise_exceptions_for_missing_entries=False):
+            model.generation_config = GenerationConfig.from_pretrained(path, **hub)
+        return model.eval()
 
     @property
     def fingerprint(self) -> str:
@@ -83,10 +201,14 @@ class CheckpointMixin:
         return self.config.fingerprint
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)  # of pickle and deepcopy, which begin to count the versions anew
+        state = dict(without_recording(self).__dict__)  # of pickle and deepcopy, which count the versions anew
         if state.get("_fingerprinted") == _versions(self):
             state["_fingerprinted"] = "before copying"
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        allow_recording(self)
 
     def save_pretrained(
         self,
@@ -94,9 +216,15 @@ class CheckpointMixin:
         is_main_process: bool = True,
         state_dict: dict[str, torch.Tensor] | None = None,
         push_to_hub: bool = False,
+        adapter_only: bool = False,
         **kwargs: Any,
     ) -> None:
         """As `PreTrainedModel.save_pretrained`, plus the code that `trust_remote_code=True` loads.
+
+        Args:
+            adapter_only: leave the backbone out; `from_pretrained` will load it from `config.backbone_name_or_path` at
+                `config.backbone_revision`, or take the one it is given. Plain PEFT reads the two adapters, in the
+                folders `compress` and `generate`.
 
         Everything is written beside its place first and moved there when it is complete: a full disk leaves the
         folder as it was.
@@ -105,157 +233,121 @@ class CheckpointMixin:
             ValueError: for a model that was loaded with a `stage`: parts of it are missing.
             OSError: for a folder that cannot be written, or code that cannot be found.
         """
-        if self.stage is not None:
+        if self.stage is not None and (self.config.merged_stage is None or adapter_only):
+            raise ValueError(self._lacks_parts("be saved"))
+        if is_quantized(self.backbone) and not adapter_only:
             raise ValueError(
-                f"A model loaded with stage={self.stage!r} lacks parts and cannot be saved. Load it without `stage`."
+                "The backbone is quantised, and a full checkpoint holds it in the precision that it was trained in. "
+                "Save with adapter_only=True, which leaves the backbone out."
             )
         if kwargs.get("distributed_checkpoint"):
             raise ValueError("distributed_checkpoint is not supported. Leave it out: the main process writes it all.")
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"{save_directory} is a file. Give a folder to save the model in.")
-        find_code(self.config)  # an error comes before anything is written
+        if adapter_only and not self.config.backbone_name_or_path:
+            logger.warning(
+                "This model does not know where its backbone came from: whoever loads the adapters must have it, "
+                "bare, and hand it over with from_pretrained(path, backbone=...). Set config.backbone_name_or_path to "
+                "name it."
+            )
+        find_code(self.config, self._hub)  # an error comes before anything is written
         self.config.fingerprint = self.fingerprint
         set_auto_map(self.config)
-        if not is_main_process:  # sharded weights are gathered by all processes together, and one of them writes
-            with TemporaryDirectory() as nowhere:
-                super().save_pretrained(nowhere, is_main_process=False, state_dict=state_dict, **kwargs)
+        self.config.adapter_only = adapter_only
+        if not is_main_process:
+            if not adapter_only:  # sharded weights are gathered by all processes together, and one of them writes
+                with TemporaryDirectory() as nowhere:
+                    super().save_pretrained(nowhere, is_main_process=False, state_dict=state_dict, **kwargs)
             return
         with draft_folder(save_directory) as draft:
-            super().save_pretrained(draft, state_dict=state_dict, **kwargs)
-            copy_code(draft, self.config)
+            if adapter_only:
+                save_adapters(self, draft, state_dict)
+                self.config.architectures = [type(self).__name__]
+                self.config.save_pretrained(draft)
+                if self.generation_config is not None:
+                    self.generation_config.save_pretrained(draft)
+            else:
+                super().save_pretrained(draft, state_dict=state_dict, **kwargs)
+            copy_code(draft, self.config, self._hub)
         if push_to_hub:  # only now the folder is complete; this saves once more, into a folder of its own
             hub = ("commit_message", "private", "token", "revision", "create_pr", "max_shard_size")
             options = {key: value for key, value in kwargs.items() if key in hub}
-            self.push_to_hub(kwargs.get("repo_id", Path(save_directory).name), **options)
+            self.push_to_hub(kwargs.get("repo_id", Path(save_directory).name), adapter_only=adapter_only, **options)
+
+    def push_to_hub(self, repo_id: str, *, adapter_only: bool = False, **kwargs: Any) -> str:
+        """As `PreTrainedModel.push_to_hub`; `adapter_only` as in `save_pretrained`."""
+        if not adapter_only:
+            return super().push_to_hub(repo_id, **kwargs)
+        unknown = sorted(set(kwargs) - {"token", "private", *UPLOAD_OPTIONS, "max_shard_size"})
+        if unknown:
+            raise TypeError(f"push_to_hub() of adapters has no {unknown}; allowed: token, private, {UPLOAD_OPTIONS}.")
+        upload = {name: kwargs[name] for name in UPLOAD_OPTIONS if name in kwargs}
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, adapter_only=True)
+            api = HfApi(token=kwargs.get("token"))
+            repo_id = api.create_repo(repo_id, private=kwargs.get("private"), exist_ok=True).repo_id
+            stale = ["model*.safetensors", "model.safetensors.index.json"]  # of a full checkpoint
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, delete_patterns=stale, **upload)
 
 
-@contextmanager
-def draft_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """A folder to write a checkpoint in, whose files replace those of `folder` when the block ends without an error.
-
-    While they are moved, `folder` has no config, so that a mixture of two checkpoints cannot be loaded. Weights of an
-    earlier save that the new one does not have (it may have had more shards) are removed.
-    """
-    folder = Path(folder)
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        for forsaken in folder.glob(f"{DRAFT}*"):  # of a process that was killed
-            shutil.rmtree(forsaken)
-        with TemporaryDirectory(prefix=DRAFT, dir=folder) as draft:  # inside: the same disk, and its permissions
-            yield Path(draft)
-            _move(Path(draft), folder)
-    except BaseException:
-        for place in made:
-            with suppress(OSError):  # not empty: somebody else's by now
-                place.rmdir()
-        raise
+def _stored_config(path: str | os.PathLike, config: Any, hub: dict[str, Any]) -> dict[str, Any]:
+    """The config as it is stored in the checkpoint, or at the path that was given as `config`."""
+    if isinstance(config, (str, os.PathLike)):
+        path = config
+    return PreTrainedConfig.get_config_dict(path, **hub)[0]
 
 
-def _move(draft: Path, folder: Path) -> None:
-    written = [file.relative_to(draft) for file in draft.rglob("*") if file.is_file()]
-    configs = [name for name in written if name.name in (CONFIG_NAME, PROCESSOR_NAME)]
-    stale = set(filter(_is_weights, folder.iterdir())) if any(map(_is_weights, written)) else set()
-    for file in [*(folder / name for name in configs), *stale]:
-        file.unlink(missing_ok=True)
-    for name in sorted(written, key=lambda name: name in configs):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(draft / name, folder / name)
-
-
-def _is_weights(file: Path) -> bool:
-    return re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", file.name) is not None
-
-
-def set_auto_map(config: Any) -> None:
-    """Name in the config which classes of the folder the Auto classes and `pipeline()` shall load."""
-    config.auto_map = dict(AUTO_MAP)
-    config.custom_pipelines = {
-        task: {"impl": implementation, "pt": ["AutoModel"], "type": "multimodal"}
-        for task, implementation in PIPELINES.items()
-    }
-
-
-def copy_code(save_directory: str | os.PathLike, config: Any) -> None:
-    """Copy the modules that the auto map names into a checkpoint folder."""
-    for source in find_code(config):
-        target = Path(save_directory) / source.name
-        if not (target.exists() and target.samefile(source)):
-            shutil.copyfile(source, target)
-
-
-def find_code(config: Any) -> list[Path]:
-    """Where the modules are that belong into a checkpoint folder.
-
-    They lie beside this file; a pipeline module that does not (transformers copies only what it loads) comes from the
-    installed package or from the checkpoint that the model was loaded from.
-
-    Raises:
-        FileNotFoundError: naming the module that is in none of these places.
-    """
-    folders = [Path(__file__).parent]
-    if __name__.startswith("fwd2bot."):
-        spec = find_spec("fwd2bot.pipelines")
-        if spec is not None:
-            folders += [Path(location) for location in spec.submodule_search_locations or []]
-    return [_find_module(name, folders, config) for name in (*MODEL_FILES, *PIPELINE_FILES)]
-
-
-def _find_module(name: str, folders: list[Path], config: Any) -> Path:
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    checkpoint = config.name_or_path
-    found = checkpoint and cached_file(
-        checkpoint, name, revision=getattr(config, "_commit_hash", None), _raise_exceptions_for_missing_entries=False
-    )
-    if not found:
-        raise FileNotFoundError(
-            f"{name}, which belongs into a checkpoint folder, is neither in {[str(folder) for folder in folders]} nor "
-            f"in {checkpoint!r}. Install fwd2bot, or load the model from a complete checkpoint."
-        )
-    return Path(found)
-
-
-def check_loading_info(info: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Raise `ValueError` unless every weight of the checkpoint found its place and every place its weight."""
-    problems = {
-        kind: sorted(map(str, info.get(kind) or ())) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    }
-    problems = {kind: keys for kind, keys in problems.items() if keys}
-    if problems:
-        listed = "; ".join(
-            f"{kind.replace('_keys', '')} ({len(keys)}): {', '.join(keys[:8])}{' …' if len(keys) > 8 else ''}"
-            for kind, keys in problems.items()
-        )
+def _check_num_queries(stored: dict[str, Any], kwargs: dict[str, Any], path: str | os.PathLike) -> None:
+    """Raise `ValueError` for another number of queries than the checkpoint has, given as an option or in a config."""
+    asked = kwargs.get("num_summary_tokens", getattr(kwargs.get("config"), "num_summary_tokens", None))
+    trained = stored.get("num_summary_tokens")
+    if None not in (asked, trained) and asked != trained:
         raise ValueError(
-            f"The weights in {path} do not fit their config: {listed}. The folder is damaged or was put together from "
-            "several models; save or download it anew."
+            f"num_summary_tokens={asked} cannot be chosen in loading: the model in {path} was trained with {trained} "
+            f"summary queries. Choose a length of 1 to {trained} where you compress."
         )
+
+
+def _cache(hub: dict[str, Any]) -> dict[str, Any]:
+    """The options that say where files of the Hub lie on this machine."""
+    return {name: hub[name] for name in ("cache_dir", "subfolder") if name in hub}
+
+
+def _load_backbone_of(
+    config: Any, path: str | os.PathLike, backbone: Any | None, hub: dict[str, Any], kwargs: dict[str, Any]
+) -> PreTrainedModel:
+    """The backbone of an adapter-only checkpoint: the given one, or the one that its config names."""
+    shared = {name: hub[name] for name in hub if name not in ("revision", "subfolder")}
+    if isinstance(backbone, (str, os.PathLike)):
+        return load_backbone(backbone, **shared, **kwargs)
+    if backbone is not None:
+        if kwargs:
+            raise ValueError(
+                f"{sorted(kwargs)} would load a backbone, but a loaded one was given. Load it with them, or give its "
+                "id or path."
+            )
+        return backbone
+    if not config.backbone_name_or_path:
+        raise ValueError(
+            f"{path} holds adapters alone and does not say of which backbone. Hand it over: from_pretrained(path, "
+            "backbone=...)."
+        )
+    try:
+        return load_backbone(
+            config.backbone_name_or_path, revision=config.backbone_revision or "main", **shared, **kwargs
+        )
+    except OSError as error:
+        raise OSError(
+            f"{path} holds adapters alone, and their backbone, {_backbone_name(config)}, cannot be loaded: {error} "
+            "If you have it elsewhere, hand it over: from_pretrained(path, backbone=...)."
+        ) from error
+
+
+def _backbone_name(config: Any) -> str:
+    revision = f" at revision {config.backbone_revision}" if config.backbone_revision else ""
+    return f"{config.backbone_name_or_path or 'one that the config does not name'}{revision}"
 
 
 def _versions(model: Any) -> list[int]:
     """How often each trained weight has been written to, as autograd counts it."""
     return [0 if value.is_inference() else value._version for value in model.trained_parameters().values()]
-
-
-def weights_fingerprint(parameters: Mapping[str, torch.Tensor]) -> str:
-    """16 hexadecimal digits that identify trained weights: names, shapes and values, in order of name.
-
-    Raises:
-        ValueError: for weights that are not here, because they are offloaded or another process has them.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(parameters):
-        value = parameters[name].detach()
-        if hasattr(value, "full_tensor"):  # a DTensor, of which this process may hold a part
-            value = value.full_tensor()
-        if value.is_meta or value.numel() == 0:
-            raise ValueError(
-                f"The weights {name!r} are not in this process (offloaded or sharded), so they have no fingerprint. "
-                "Bring them together first, or load the model without offloading."
-            )
-        value = value.float().cpu().contiguous()
-        digest.update(f"{name} {tuple(value.shape)} ".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -14,12 +14,15 @@ TEXT_PROMPT = "Summarize the sentence in a few words."
 _TRANSFORMERS_KEYS = {
     "attn_implementation",
     "auto_map",
+    "bos_token_id",  # this and the other two tokens: by its Trainer, before 5.18
     "custom_pipelines",
+    "eos_token_id",
     "experts_implementation",
     "model_type",
     "name_or_path",
     "num_labels",
     "output_attentions",
+    "pad_token_id",
     "torch_dtype",
     "use_cache",
 }
@@ -33,7 +36,7 @@ class Fwd2BotConfig(PreTrainedConfig):
         backbone_config (`PreTrainedConfig` or `dict`):
             Config of the wrapped LVLM, any model of `AutoModelForImageTextToText`.
         backbone_name_or_path (`str`, *optional*), backbone_revision (`str`, *optional*):
-            Where the backbone came from. For the record: a full checkpoint holds its own copy.
+            Where the backbone came from. An adapter-only checkpoint loads it from there; a full one has its own copy.
         num_summary_tokens (`int`):
             Number of learned summary queries, the largest length k of a summary.
         summary_lengths (`list[int]`, *optional*):
@@ -51,6 +54,11 @@ class Fwd2BotConfig(PreTrainedConfig):
         fingerprint (`str`, *optional*):
             Hash of the trained weights, written by `save_pretrained` and carried by every summary; `None` for a model
             that has been trained since it was saved.
+        adapter_only (`bool`):
+            Whether the checkpoint leaves the backbone out; written by `save_pretrained`.
+        merged_stage (`str`, *optional*):
+            "compress" in a checkpoint whose weights hold that stage's adapter, which can do nothing else; written by
+            `merge_and_export`.
 
     Raises:
         ValueError: for an unknown key or a value out of its range, naming both and the allowed ones.
@@ -73,6 +81,8 @@ class Fwd2BotConfig(PreTrainedConfig):
     initial_temperature: float = 0.07
     min_temperature: float = 0.01
     fingerprint: str | None = None
+    adapter_only: bool = False
+    merged_stage: str | None = None
 
     def __post_init__(self, **kwargs: Any):
         if __name__.startswith("fwd2bot."):
@@ -81,7 +91,7 @@ class Fwd2BotConfig(PreTrainedConfig):
         unknown = sorted(key for key in kwargs if not key.startswith("_") and key not in _TRANSFORMERS_KEYS)
         if unknown:
             raise ValueError(
-                f"Unknown Fwd2BotConfig key(s) {unknown}. Allowed: {sorted(_own_fields(type(self)))} and the fields "
+                f"Unknown Fwd2BotConfig key(s) {unknown}. Allowed: {sorted(own_fields(type(self)))} and the fields "
                 "of transformers.PreTrainedConfig. Remove or rename them in the config."
             )
         if isinstance(self.backbone_config, dict):
@@ -105,6 +115,10 @@ class Fwd2BotConfig(PreTrainedConfig):
             )
         if self.adapters is not None:
             self._validate_adapters()
+        if not isinstance(self.adapter_only, bool):
+            raise TypeError(f"adapter_only must be true or false, got {self.adapter_only!r}.")
+        if self.merged_stage not in (None, "compress"):
+            raise ValueError(f"merged_stage must be None or 'compress', got {self.merged_stage!r}.")
         numbers = ("autoregressive_loss_weight", "contrastive_loss_weight", "initial_temperature", "min_temperature")
         for name in numbers:
             value = getattr(self, name)
@@ -142,6 +156,8 @@ class Fwd2BotConfig(PreTrainedConfig):
         output = super().to_dict()
         if isinstance(self.backbone_config, PreTrainedConfig):
             output["backbone_config"] = self.backbone_config.to_dict()
+            # How the backbone was quantised is a matter of loading it; what is saved here runs on any.
+            output["backbone_config"].pop("quantization_config", None)
         return output
 
 
@@ -174,7 +190,8 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _own_fields(cls: type) -> set[str]:
+def own_fields(cls: type) -> set[str]:
+    """Names of the fields that a config has beside those of every config of transformers."""
     return set(cls.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
 
 

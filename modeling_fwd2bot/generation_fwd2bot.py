@@ -1,16 +1,21 @@
 """What a Fwd2Bot is used for: compress images, embed, and answer from summaries. Checks come before any compute."""
 
+import copy
 import os
 from typing import Any
 
 import torch
 from transformers import GenerationMixin
+from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from .adapters_fwd2bot import run_stage
 from .configuration_fwd2bot import check_num_summary_tokens
 from .placeholders_fwd2bot import check_placeholders, count_placeholders, expand_placeholders
 from .summary_fwd2bot import Fwd2BotSummary, pool_summary, summary_from
+
+# Settings with which `generate()` reads the prompt from its ids: decoding with drafts, and a prompt in chunks.
+FOR_WORDS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "prefill_chunk_size")
 
 
 class SummaryGenerationMixin(GenerationMixin):
@@ -78,8 +83,10 @@ class SummaryGenerationMixin(GenerationMixin):
         Args:
             summary: a [`Fwd2BotSummary`] or a `(S, k, d)` tensor, one summary per placeholder, row by row.
             input_ids, attention_mask: `(N, L)` from `processor(text=prompts)`.
-            kwargs: any argument of `generate()` but `assistant_model` and `prompt_lookup_num_tokens`, which read the
-                prompt as words.
+            kwargs: any argument of `generate()` but those of assisted decoding and of chunked prefill. Logits
+                processors, stopping criteria and streamers of the caller see the given `input_ids`, with one
+                placeholder per image, at every k, and lengths count these. With `past_key_values` of an earlier call,
+                `input_ids` are all of the conversation, and the summaries the same; only what is new is computed.
 
         Returns:
             What `generate()` returns; the sequences are the given `input_ids` and the new ids, `(N, L + new)`.
@@ -89,6 +96,8 @@ class SummaryGenerationMixin(GenerationMixin):
         """
         self._require_stage("generate")
         self._check_ids(input_ids, attention_mask)
+        if "num_summary_tokens" in kwargs:
+            raise TypeError("The length of a summary is its own: give summary.truncate(k), not num_summary_tokens.")
         return self._generate(self._check_summary(summary), input_ids, attention_mask, kwargs)
 
     def _generate(
@@ -99,21 +108,42 @@ class SummaryGenerationMixin(GenerationMixin):
         kwargs: dict[str, Any],
     ) -> torch.LongTensor | ModelOutput:
         """The one way to generated ids, with or without summaries: left-padded, summaries in place."""
-        refused = sorted(name for name in ("assistant_model", "prompt_lookup_num_tokens") if kwargs.get(name))
-        if refused:
-            raise ValueError(f"{refused[0]} reads the prompt as words, which a summary has none of. Leave it out.")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         lengths = torch.zeros(0, dtype=torch.long) if summary is None else summary.lengths
         expanded = expand_placeholders(input_ids, attention_mask, lengths, self.image_token_id, self._pad_token_id)
         width = expanded["input_ids"].shape[1]
-        for name in ("max_length", "min_length"):  # the caller counts one placeholder per picture
-            if kwargs.get(name) is not None:
-                kwargs[name] += width - input_ids.shape[1]
+        _check_cache(kwargs.get("past_key_values"), width)
         if summary is not None:
+            for name in FOR_WORDS:
+                if self._setting(name, kwargs):
+                    raise ValueError(
+                        f"{name} reads the prompt as words, which a summary has none of. Leave it out; it works for "
+                        "prompts without images."
+                    )
             kwargs["inputs_embeds"] = self._insert(summary, expanded)
+        self._add_to_lengths(kwargs, width - input_ids.shape[1])
+        if not torch.equal(expanded["input_ids"], input_ids):
+            _show_given_prompt(kwargs, input_ids, width)
         output = super().generate(expanded["input_ids"], attention_mask=expanded["attention_mask"], **kwargs)
         return _restore_prompt(output, input_ids, width)
+
+    def _setting(self, name: str, kwargs: dict[str, Any]) -> Any:
+        """A setting as `generate()` finds it: among its arguments, in the config given to it, in the model's own."""
+        given = (getattr(config, name, None) for config in (kwargs.get("generation_config"), self.generation_config))
+        return next((value for value in (kwargs.get(name), *given) if value is not None), None)
+
+    def _add_to_lengths(self, kwargs: dict[str, Any], more: int) -> None:
+        """Let `max_length` and `min_length` count the prompt as the caller does, one placeholder per picture."""
+        lengths = {name: self._setting(name, kwargs) for name in ("max_length", "min_length")}
+        longer = {name: length + more for name, length in lengths.items() if length and more}
+        config = kwargs.get("generation_config")
+        if config is None:
+            kwargs.update(longer)
+        elif longer:  # settings beside a config are deprecated, so a copy of it is changed
+            kwargs["generation_config"] = config = copy.deepcopy(config)
+            config.update(**longer)
+            kwargs.update({name: length for name, length in longer.items() if kwargs.get(name) is not None})
 
     @torch.no_grad()
     def generate(
@@ -147,10 +177,8 @@ class SummaryGenerationMixin(GenerationMixin):
         Args:
             inputs: what `processor.backbone_processor(images=..., text=...)` returned, and arguments of `generate()`.
         """
-        if self.stage in ("generate", "text"):
-            raise ValueError(
-                f"This model was loaded with stage={self.stage!r}, without its vision tower. Load it without `stage`."
-            )
+        if self.stage is not None:
+            raise ValueError(self._lacks_parts("run the bare backbone"))
         self.backbone.generation_config = self.generation_config
         with run_stage(None):
             return self.backbone.generate(**inputs)
@@ -163,18 +191,30 @@ class SummaryGenerationMixin(GenerationMixin):
         """
         return self._check_summary(Fwd2BotSummary.load_file(path))
 
+    def _valid_auto_compile_criteria(self, *args: Any, **kwargs: Any) -> bool:
+        quantizer = getattr(self.backbone, "hf_quantizer", None)
+        can_compile = quantizer is None or quantizer.is_compileable
+        return can_compile and super()._valid_auto_compile_criteria(*args, **kwargs)
+
     # Checks
+
+    def _lacks_parts(self, action: str) -> str:
+        """Why a model of one stage cannot do something, and the remedy."""
+        if self.config.merged_stage is not None:
+            return (
+                f"The {self.stage} adapter is merged into the weights of this model, so it cannot {action}. Load the "
+                "checkpoint that it was exported from."
+            )
+        return f"This model was loaded with stage={self.stage!r} and cannot {action}. Load it without `stage`."
 
     def _require_stage(self, name: str) -> None:
         if self.stage not in (None, "text", name):
-            raise ValueError(
-                f"This model was loaded with stage={self.stage!r} and cannot {name}. Load it without `stage`."
-            )
+            raise ValueError(self._lacks_parts(name))
 
     def _metadata(self, dtype: torch.dtype, prompt: str) -> dict[str, str | None]:
         return {
             "model": _public_name(self.config.name_or_path),
-            "revision": getattr(self.config, "_commit_hash", None),
+            "revision": self._hub.get("revision"),
             "fingerprint": self.fingerprint,
             "prompt": prompt,
             "dtype": str(dtype).removeprefix("torch."),
@@ -207,6 +247,8 @@ class SummaryGenerationMixin(GenerationMixin):
         pixels = sorted(name for name in inputs if name.startswith("pixel"))
         if pixels:
             raise TypeError(f"{pixels} would go past the compress pass. {remedy}")
+        if torch.compiler.is_compiling():  # the graph would break at the values; generate() has looked at them
+            return
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if mask.shape == input_ids.shape:  # not that of packed rows or of a prepared cache
             found = int(count_placeholders(input_ids, mask, self.image_token_id).sum())
@@ -223,6 +265,11 @@ class SummaryGenerationMixin(GenerationMixin):
                 "processor.process_images(images) returned."
             )
         for name, value in inputs.items():
+            if isinstance(value, (bool, int, float, str)):
+                raise TypeError(
+                    f"compress and embed have no argument {name!r} (={value!r}); beside num_summary_tokens they take "
+                    "the tensors of process_images or process_texts."
+                )
             if isinstance(value, torch.Tensor) and value.is_floating_point():
                 if self.stage == "text":
                     raise ValueError(
@@ -254,7 +301,7 @@ class SummaryGenerationMixin(GenerationMixin):
                 )
         if not torch.isfinite(summary.tokens).all():
             raise ValueError("The summary holds NaN or infinity. Compress the images anew.")
-        return summary.to(device=self.device, dtype=self.dtype)
+        return summary.to(device=self.device, dtype=self.summary_projector.weight.dtype)
 
 
 def _public_name(name_or_path: str | None) -> str | None:
@@ -272,6 +319,53 @@ def _are_texts(inputs: dict[str, Any]) -> bool:
 def take_prefixed(kwargs: dict[str, Any], prefix: str) -> dict[str, Any]:
     """Move the entries of `kwargs` that start with `prefix` into a dictionary of their own, without it."""
     return {name.removeprefix(prefix): kwargs.pop(name) for name in list(kwargs) if name.startswith(prefix)}
+
+
+def _check_cache(cache: Any, width: int) -> None:
+    """Raise unless the prompts of `width` go on where an earlier call ended."""
+    length = 0 if cache is None else int(cache.get_seq_length())
+    if length >= width:
+        raise ValueError(
+            f"past_key_values hold {length} tokens, but the prompts have {width} with their summaries in place, and "
+            "must go on after them. Give the ids of the whole conversation: the sequences of the earlier call, and "
+            "the new turn."
+        )
+
+
+def _show_given_prompt(kwargs: dict[str, Any], input_ids: torch.Tensor, width: int) -> None:
+    """Let what the caller gave to `generate()` see `[input_ids][new ids]`, not the prompts `(N, width)` it runs on."""
+
+    def given(ids: torch.Tensor) -> torch.Tensor:
+        prompt = input_ids.to(ids.device).repeat_interleave(len(ids) // len(input_ids), 0)  # beams of a row together
+        return torch.cat([prompt, ids[:, width:]], 1)
+
+    for name in ("logits_processor", "stopping_criteria"):
+        if kwargs.get(name) is not None:
+            kwargs[name] = [
+                lambda ids, scores, function=function, **options: function(given(ids), scores, **options)
+                for function in kwargs[name]
+            ]
+    allowed = kwargs.get("prefix_allowed_tokens_fn")
+    if allowed is not None:
+        kwargs["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(
+            row, torch.cat([input_ids[row].to(ids.device), ids[width:]])
+        )
+    if kwargs.get("streamer") is not None:
+        kwargs["streamer"] = _GivenPromptStreamer(kwargs["streamer"], input_ids)
+
+
+class _GivenPromptStreamer(BaseStreamer):
+    """Hands on to a streamer; the prompts, which come first, as the caller gave them."""
+
+    def __init__(self, streamer: BaseStreamer, input_ids: torch.Tensor):
+        self.streamer, self.prompt = streamer, input_ids.cpu()
+
+    def put(self, value: torch.Tensor) -> None:
+        prompt, self.prompt = self.prompt, None
+        self.streamer.put(value if prompt is None else prompt)
+
+    def end(self) -> None:
+        self.streamer.end()
 
 
 def _restore_prompt(

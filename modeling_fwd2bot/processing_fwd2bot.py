@@ -4,66 +4,23 @@ import json
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import nullcontext
-from http.client import HTTPException
-from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
-import numpy as np
 import transformers
-from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import TextKwargs
 from transformers.utils import PROCESSOR_NAME, cached_file, logging
 
 from .backbone_fwd2bot import merged_token_id
-from .checkpoint_fwd2bot import AUTO_MAP, draft_folder
 from .configuration_fwd2bot import IMAGE_PROMPT, TEXT_PROMPT
+from .folder_fwd2bot import AUTO_MAP, HUB_OPTIONS, draft_folder
+from .pictures_fwd2bot import load_image
 
 logger = logging.get_logger(__name__)
 
-MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own limit, where it begins to warn of decompression bombs
-MAX_DOWNLOAD = 100_000_000  # bytes of a picture behind a URL
-URL_TIMEOUT = 30  # seconds
-
 # A fast tokenizer keeps its padding as a state, so calls from several threads must not overlap.
 _tokenizing = threading.Lock()
-
-
-def load_image(image: Any) -> Image.Image:
-    """Any picture as RGB, the same from a path, from bytes and from PIL.
-
-    EXIF orientation is applied, transparency is laid on white, an animation gives its first frame.
-
-    Args:
-        image: a path, a URL (http, https), bytes, a `PIL.Image`, or a `(height, width[, 3 or 4])` uint8 array.
-
-    Raises:
-        TypeError: for another type. ValueError: for a picture that cannot be read to its end, or one of more than
-            `MAX_IMAGE_PIXELS` pixels. FileNotFoundError: for a path that is not there.
-    """
-    name = (
-        f"Image {str(image)[:200]!r}"
-        if isinstance(image, (str, os.PathLike))
-        else f"An image ({type(image).__name__})"
-    )
-    source = _picture_source(image, name)
-    limits = f"allowed are 1 to {MAX_IMAGE_PIXELS:,} in all. Resize it first."
-    try:
-        # Only what is opened here is closed here.
-        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as picture:
-            width, height = picture.size
-            if 1 <= width * height <= MAX_IMAGE_PIXELS:
-                return _to_rgb(picture)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is no picture in a format that Pillow {Image.__version__} reads.") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} has too many pixels ({error}); {limits}") from error
-    except Exception as error:  # Pillow's decoders raise many types for a damaged file
-        raise ValueError(f"{name} cannot be read: {error}. It is damaged or incomplete; replace it.") from error
-    raise ValueError(f"{name} has {width} x {height} pixels; {limits}")
 
 
 def adds_special_tokens(tokenizer: Any, prompts: Sequence[str]) -> bool:
@@ -199,8 +156,11 @@ class Fwd2BotProcessor(ProcessorMixin):
         batch.pop("labels", None)  # PaliGemma's processor makes some
         return batch
 
-    def process_texts(self, texts: str | Sequence[str]) -> BatchFeature:
+    def process_texts(self, texts: str | Sequence[str], *, truncation: bool = False) -> BatchFeature:
         """`[text][its prompt]`, a row per text, left-padded: what `embed` takes.
+
+        Args:
+            truncation: leave out the end of a text that is longer than the model reads, instead of raising.
 
         Raises:
             TypeError, ValueError: for an empty list, an empty text, or one that is longer than the model reads.
@@ -209,15 +169,19 @@ class Fwd2BotProcessor(ProcessorMixin):
         empty = [index for index, text in enumerate(texts) if not text.strip()]
         if empty:
             raise ValueError(f"Text {empty[0]} is empty. Give at least one word.")
+        texts = [text.replace(self.image_token, " ").replace(self._merged_token, " ") for text in texts]
         prompts = [
             self.apply_chat_template(
                 [{"role": "user", "content": [{"type": "text", "text": f"{text}\n{self.text_prompt}"}]}],
                 add_generation_prompt=True,
             )
-            for text in (text.replace(self.image_token, " ").replace(self._merged_token, " ") for text in texts)
+            for text in texts
         ]
         batch = self._tokenize(prompts, padding=True, padding_side="left")
         length, limit = batch["input_ids"].shape[1], self.tokenizer.model_max_length
+        if length > limit and truncation:
+            excess = (batch["attention_mask"].sum(1) - limit).tolist()
+            return self.process_texts(list(map(self._shorten, texts, excess)), truncation=True)
         if length > limit:
             longest = int(batch["attention_mask"].sum(1).argmax())
             raise ValueError(
@@ -267,11 +231,7 @@ class Fwd2BotProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "Fwd2BotProcessor":
         """Load what `save_pretrained` wrote; `kwargs` go to the backbone's processor and to the Hub download."""
         path = os.fspath(pretrained_model_name_or_path)
-        hub = {
-            key: kwargs[key]
-            for key in ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
-            if key in kwargs
-        }
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         settings = json.loads(Path(cached_file(path, PROCESSOR_NAME, **hub)).read_text())
         backbone_class = settings.get("backbone_processor_class")
         if backbone_class is None:
@@ -287,6 +247,19 @@ class Fwd2BotProcessor(ProcessorMixin):
         backbone_processor = processor_class.from_pretrained(path, **kwargs)
         _restore_image_processor(backbone_processor, settings.get("image_processor_class"), path, hub)
         return cls(backbone_processor, image_prompt=settings["image_prompt"], text_prompt=settings["text_prompt"])
+
+    def _shorten(self, text: str, excess: int) -> str:
+        """The text without its last `excess` tokens; without prompt, so that one more may be too many beside it."""
+        if excess <= 0:
+            return text
+        options = {"add_special_tokens": False, "return_offsets_mapping": True, "return_tensors": None}
+        [offsets] = self._tokenize([text], **options)["offset_mapping"]
+        if excess >= len(offsets):
+            raise ValueError(
+                f"The tokenizer's model_max_length={self.tokenizer.model_max_length} leaves no room for a text beside "
+                "its prompt. Raise it."
+            )
+        return text[: offsets[-excess][0]]
 
     def _tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
         prompts = [prompt.replace(self.image_token, self._merged_token) for prompt in prompts]
@@ -340,52 +313,3 @@ def _flatten(images: Any) -> list[Any]:
     if not flat:
         raise ValueError("No image was given: the list is empty.")
     return flat
-
-
-def _picture_source(image: Any, name: str) -> Any:
-    """What `PIL.Image.open` takes, or the `PIL.Image` itself."""
-    if isinstance(image, Image.Image):
-        return image
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
-            raise ValueError(
-                "An image array must be uint8 of shape (height, width), (height, width, 3) or (height, width, 4), got "
-                f"{image.dtype} {image.shape}."
-            )
-        return Image.fromarray(image)
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return BytesIO(image)
-    if isinstance(image, str) and image.startswith(("http://", "https://")):
-        try:
-            request = Request(image, headers={"User-Agent": "fwd2bot"})
-            with urlopen(request, timeout=URL_TIMEOUT) as response:
-                content = response.read(MAX_DOWNLOAD + 1)
-            if len(content) > MAX_DOWNLOAD:
-                raise ValueError(f"{name} has more than {MAX_DOWNLOAD:,} bytes. Download it and make it smaller.")
-            return BytesIO(content)
-        except (OSError, HTTPException) as error:
-            raise ValueError(f"{name} could not be fetched: {error}. Check the address and the network.") from error
-    if not isinstance(image, (str, os.PathLike)):
-        raise TypeError(
-            f"An image must be a path, a URL, bytes, a PIL.Image or a uint8 array, got {type(image).__name__}."
-        )
-    if not os.path.isfile(image):  # unlike Path.is_file, it takes a name of any length
-        raise FileNotFoundError(f"{name} does not exist or is no file.")
-    return image
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    picture = ImageOps.exif_transpose(picture)
-    picture.load()
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    elif picture.mode in ("I", "F"):
-        values = np.asarray(picture, dtype=np.float64)
-        if not np.isfinite(values).all():
-            raise ValueError("it holds NaN or infinity")
-        picture = Image.fromarray((values / (257 if values.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")

@@ -29,9 +29,17 @@ def deprecations_are_errors():
     loggers = [logging.getLogger(name) for name in ("transformers", "peft", "huggingface_hub")]
     for logger in loggers:
         logger.addHandler(handler)
-    yield
+    yield handler
     for logger in loggers:
         logger.removeHandler(handler)
+
+
+@pytest.fixture
+def deprecations_are_theirs(deprecations_are_errors):
+    """For a test that runs code of transformers which calls, in the oldest version, something deprecated itself."""
+    deprecations_are_errors.setLevel(logging.CRITICAL)
+    yield
+    deprecations_are_errors.setLevel(logging.WARNING)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fwd2bot import Fwd2BotForConditionalGeneration
-from fwd2bot.checkpoint_fwd2bot import find_code
+from fwd2bot.folder_fwd2bot import SENTENCE_TRANSFORMERS, find_code
 from fwd2bot.pipelines.embedded import default_checkpoint
 
 
@@ -15,6 +15,11 @@ def test_code_in_the_hub_folder_equals_the_sources():
     model = Fwd2BotForConditionalGeneration.from_pretrained(folder)
     sources = {path.name: path.read_text() for path in find_code(model.config)}
     assert {path.name: path.read_text() for path in folder.glob("*.py")} == sources
+
+
+def test_hub_folder_holds_what_sentence_transformers_reads():
+    folder = default_checkpoint()
+    assert {name: json.loads((folder / name).read_text()) for name in SENTENCE_TRANSFORMERS} == SENTENCE_TRANSFORMERS
 
 
 def test_hub_folder_fits_into_16_megabytes():

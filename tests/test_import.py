@@ -39,7 +39,9 @@ def after_import(tmp_path_factory) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", ["gradio", "lancedb", "datasets", "matplotlib", "tensorboard"])
+@pytest.mark.parametrize(
+    "name", ["gradio", "lancedb", "datasets", "matplotlib", "sentence_transformers", "tensorboard"]
+)
 def test_import_loads_no_optional_package(after_import, name):
     assert name not in after_import["loaded"]
 
@@ -55,6 +57,6 @@ def test_import_registers_config_model_and_processor(after_import):
     assert after_import["processor"] == "Fwd2BotProcessor"
 
 
-@pytest.mark.parametrize("task", ["fwd2bot-compress", "fwd2bot-retrieval", "fwd2bot-answer"])
+@pytest.mark.parametrize("task", ["fwd2bot-compress", "fwd2bot-retrieval", "fwd2bot-answer", "fwd2bot-rag"])
 def test_import_registers_pipeline(after_import, task):
     assert task in after_import["tasks"]

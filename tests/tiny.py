@@ -11,6 +11,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
@@ -25,6 +26,12 @@ CHAT_TEMPLATE = (
     "{% endif %}{% endfor %}"
 )
 IMAGE_SIZE, PATCH_SIZE = 24, 6  # 16 image tokens
+# transformers 5.23 renamed `gradient_checkpointing` and deprecates the old name.
+CHECKPOINTING = (
+    "activation_checkpointing"
+    if hasattr(PreTrainedModel, "activation_checkpointing_enable")
+    else "gradient_checkpointing"
+)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -148,6 +155,11 @@ def prompts(processor: Fwd2BotProcessor, questions: list[str], num_images: int =
         processor.apply_chat_template(conversation(question, num_images), add_generation_prompt=True)
         for question in questions
     ]
+
+
+def enable_checkpointing(model: PreTrainedModel, checkpoint_kwargs: dict | None = None, **options: Any) -> None:
+    """Switch on what keeps no activations of the forward pass and computes them again in the backward pass."""
+    getattr(model, f"{CHECKPOINTING}_enable")(checkpoint_kwargs, **options)
 
 
 def training_batch(

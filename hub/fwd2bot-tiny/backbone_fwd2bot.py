@@ -4,29 +4,70 @@ Nothing here asks which family it is: what a backbone reads is seen from the sig
 """
 
 import inspect
+import os
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from .adapters_fwd2bot import is_adapter_parameter
 from .placeholders_fwd2bot import position_ids_from_mask
+from .weights_fwd2bot import check_loading_info
 
+NEEDED = "Give a model of transformers.AutoModelForImageTextToText, or the id or path of one."
 # What families read for each token beside its id, and the value of an ordinary word, which sees what is before it.
 # Gemma 3 marks image tokens with 1, PaliGemma the prefix, which sees itself both ways, with 0: -1 is neither.
 CAUSAL_TOKEN = {"token_type_ids": -1, "mm_token_type_ids": 0}
 
 
+def load_backbone(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
+    """`AutoModelForImageTextToText.from_pretrained`, but a missing weight is an error."""
+    looks_local = os.fspath(path).startswith((".", "~", os.sep)) or os.fspath(path).count("/") > 1
+    if looks_local and not os.path.isdir(path):
+        raise FileNotFoundError(f"There is no folder {os.fspath(path)!r} to load the backbone from.")
+    try:
+        backbone, info = AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True, **options)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise TypeError(f"{path} is no vision-language model that transformers knows. {NEEDED}") from error
+    check_loading_info({**info, "unexpected_keys": ()}, path)
+    return backbone
+
+
+def commit_of(path: str | os.PathLike | None, revision: str | None, **hub: Any) -> str | None:
+    """The commit of a model on the Hub, as far as its files lie in the local cache; None for a folder."""
+    if not path or os.path.isdir(path):
+        return None
+    hub = {**hub, "local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    hub |= {"_raise_exceptions_for_connection_errors": False}
+    try:
+        return extract_commit_hash(cached_file(path, CONFIG_NAME, revision=revision, **hub), None)
+    except OSError:  # an id that is none
+        return None
+
+
 def check_backbone(backbone: Any, processor: Any | None = None) -> None:
     """Raise `TypeError` or `ValueError` for what Fwd2Bot cannot wrap, or a processor of another model."""
     if not isinstance(backbone, PreTrainedModel) or not hasattr(backbone.config, "vision_config"):
+        raise TypeError(f"{type(backbone).__name__} is no vision-language model. {NEEDED}")
+    if backbone.get_output_embeddings() is None:
+        raise TypeError(f"{type(backbone).__name__} has no output head, so it cannot answer. {NEEDED}")
+    if backbone.config.model_type not in CONFIG_MAPPING:
         raise TypeError(
-            f"{type(backbone).__name__} is no vision-language model. Give a model of "
-            "transformers.AutoModelForImageTextToText, or the id or path of one."
+            f"transformers has no model of type {backbone.config.model_type!r}: {type(backbone).__name__} is code of "
+            "its own, which a checkpoint could not be loaded with again. Wrap a family that transformers has."
         )
     name, words = type(backbone).__name__, backbone.get_input_embeddings().num_embeddings
     if any(is_adapter_parameter(parameter) for parameter, _ in backbone.named_parameters()):
         raise ValueError(f"This {name} carries LoRA adapters already. Give it as it was loaded.")
+    if any(parameter.is_meta for parameter in backbone.parameters()):
+        raise ValueError(
+            f"Parts of this {name} are offloaded to the disk or the CPU. Load it without offloading (on several GPUs, "
+            "in lower precision or quantised), wrap it, save it in full, and load that with a device_map that "
+            "offloads."
+        )
     image_token_id = getattr(backbone.config, "image_token_id", None)
     if image_token_id is None or not 0 <= image_token_id < words:
         raise ValueError(
@@ -34,8 +75,19 @@ def check_backbone(backbone: Any, processor: Any | None = None) -> None:
             f"(0 to {words - 1}). Fwd2Bot puts summaries in place of that token: resize the embedding, or correct the "
             "config."
         )
-    if processor is None:
-        return
+    if processor is not None:
+        check_processor(backbone, processor)
+
+
+def check_processor(backbone: PreTrainedModel, processor: Any) -> None:
+    """Raise `TypeError` or `ValueError` unless the processor is that of the backbone."""
+    name, words = type(backbone).__name__, backbone.get_input_embeddings().num_embeddings
+    image_token_id = backbone.config.image_token_id
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise TypeError(
+            f"processor must have an image processor and a tokenizer, got {type(processor).__name__}. Load it with "
+            "AutoProcessor.from_pretrained."
+        )
     tokens = len(processor.tokenizer)
     if tokens > words:
         raise ValueError(

@@ -6,13 +6,11 @@ place of the image, and answers. Source: Fwd2Bot (arXiv 2503.21757) and its Neur
 """
 
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText, PreTrainedModel
@@ -20,16 +18,18 @@ from transformers.utils import ModelOutput
 
 from .adapters_fwd2bot import (
     checkpoint_stage,
+    drop_head,
     drop_vision,
     install_adapter,
     install_queries,
     is_adapter_parameter,
-    lora_arguments,
+    left_out_pattern,
     run_stage,
 )
-from .backbone_fwd2bot import causal_token_types, check_backbone, reads_token_types, with_queries
-from .checkpoint_fwd2bot import CheckpointMixin, check_loading_info
+from .backbone_fwd2bot import causal_token_types, reads_token_types, with_queries
+from .checkpoint_fwd2bot import CheckpointMixin
 from .configuration_fwd2bot import STAGES, Fwd2BotConfig, check_num_summary_tokens
+from .export_fwd2bot import ExportMixin
 from .generation_fwd2bot import SummaryGenerationMixin, take_prefixed
 from .losses_fwd2bot import autoregressive_loss, contrastive_loss
 from .packing_fwd2bot import check_packable, packed_attention_mask
@@ -39,6 +39,7 @@ from .placeholders_fwd2bot import (
     expand_placeholders,
     position_ids_from_mask,
 )
+from .quantization_fwd2bot import check_gradients, shown_to_peft
 from .summary_fwd2bot import Fwd2BotSummary, pool_summary
 
 
@@ -66,7 +67,7 @@ class Fwd2BotOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, PreTrainedModel):
+class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGenerationMixin, PreTrainedModel):
     """A frozen LVLM with two stage adapters, learned summary queries and a summary projector.
 
     Load it with `from_pretrained`, or make an untrained one of any LVLM with `from_backbone`.
@@ -94,6 +95,13 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
             )
         asked_attention = config._attn_implementation  # before super() settles it for a model that may be another's
         super().__init__(config)
+        if config.merged_stage is not None:
+            if stage not in (None, config.merged_stage):
+                raise ValueError(
+                    f"The {config.merged_stage} adapter is merged into the weights of this checkpoint, and it cannot "
+                    f"be loaded with stage={stage!r}. Load the checkpoint that it was exported from."
+                )
+            stage = config.merged_stage
         self.stage = stage
         if backbone is None:
             backbone = AutoModelForImageTextToText.from_config(
@@ -106,13 +114,16 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
         width = config.get_text_config().hidden_size
         install_queries(backbone.get_input_embeddings(), torch.randn(config.num_summary_tokens, width) * 0.02)
         self._left_out = []
-        for name in STAGES:
+        for name in STAGES if config.merged_stage is None else ():
             if stage in (None, "text", name):
-                install_adapter(backbone.get_decoder(), name, config.adapters[name])
+                with shown_to_peft(backbone) as decoder:
+                    install_adapter(decoder, name, config.adapters[name])
             else:
-                self._left_out.append(rf"\.lora_(A|B)\.{name}\.")
+                self._left_out.append(left_out_pattern(name))
         if stage in ("generate", "text"):
             self._left_out += drop_vision(backbone)
+        elif stage == "compress":
+            self._left_out += drop_head(backbone)
         self.summary_projector = nn.Linear(width, width)
         nn.init.zeros_(self.summary_projector.bias)
         nn.init.eye_(self.summary_projector.weight)
@@ -120,67 +131,15 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
             self.summary_projector.weight.mul_(0.1)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.initial_temperature)))
         self.post_init()
-        self._keys_to_ignore_on_load_unexpected.update(self._left_out)
+        ignored = self._keys_to_ignore_on_load_unexpected  # a list or a set, as the version of transformers has it
+        ignored = [] if ignored is None else ignored
+        self._keys_to_ignore_on_load_unexpected = type(ignored)([*ignored, *self._left_out])
         if backbone.generation_config is not None:
             self.generation_config = backbone.generation_config
 
     def init_weights(self) -> None:
         # Every part initialises itself; a second pass would undo LoRA's zero B and a trained backbone's weights.
         self.tie_weights(recompute_mapping=False)
-
-    @classmethod
-    def from_backbone(
-        cls,
-        backbone: PreTrainedModel | str | os.PathLike,
-        *,
-        processor: Any | None = None,
-        num_summary_tokens: int = 16,
-        summary_lengths: list[int] | None = None,
-        lora_rank: int = 16,
-        lora_alpha: int | None = None,
-        adapters: Mapping[str, LoraConfig | Mapping[str, Any]] | None = None,
-        revision: str | None = None,
-        **kwargs: Any,
-    ) -> "Fwd2BotForConditionalGeneration":
-        """An untrained Fwd2Bot around an LVLM, whose weights it never changes.
-
-        Args:
-            backbone: a model of `AutoModelForImageTextToText`, or the id or path of one (at `revision`).
-            processor: the backbone's processor; if given, an error tells when it is another model's.
-            num_summary_tokens, summary_lengths: see [`Fwd2BotConfig`].
-            lora_rank, lora_alpha: of both stage adapters, on every linear layer of the language model; alpha = rank
-                by default (VladVA, arXiv 2412.04378, uses 16 and 16).
-            adapters: instead, a `peft.LoraConfig` or its arguments for "compress", for "generate" or for both; without
-                `target_modules`, the same layers.
-            kwargs: further fields of [`Fwd2BotConfig`].
-
-        Raises:
-            TypeError, ValueError: for a model that reads no images, one that carries adapters already, or a processor
-                or adapters that do not fit.
-        """
-        if isinstance(backbone, (str, os.PathLike)):
-            path = backbone
-            backbone, info = AutoModelForImageTextToText.from_pretrained(
-                path, revision=revision, output_loading_info=True
-            )
-            check_loading_info({**info, "unexpected_keys": ()}, path)
-        check_backbone(backbone, processor)
-        decoder = backbone.get_decoder()
-        own = {"r": lora_rank, "lora_alpha": lora_rank if lora_alpha is None else lora_alpha}
-        config = Fwd2BotConfig(
-            backbone_config=backbone.config,
-            backbone_name_or_path=backbone.config.name_or_path or None,
-            backbone_revision=revision,
-            num_summary_tokens=num_summary_tokens,
-            summary_lengths=summary_lengths,
-            adapters=lora_arguments(adapters, own, decoder),
-            **kwargs,
-        )
-        config._attn_implementation = backbone.config._attn_implementation
-        model = cls(config, backbone=backbone)
-        for parameter in model.mark_trainable().values():  # alone: a cast of all would round the rotary frequencies
-            parameter.data = parameter.data.to(dtype=backbone.dtype, device=backbone.device)
-        return model.train(backbone.training)
 
     # What trains
 
@@ -225,6 +184,17 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
         )
 
     @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the first parameter that is not offloaded."""
+        devices = (parameter.device for parameter in self.parameters() if not parameter.is_meta)
+        return next(devices, torch.device("cpu" if hasattr(self, "hf_device_map") else "meta"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The backbone's; what trains may be in float32 all the same."""
+        return self.backbone.dtype
+
+    @property
     def image_token_id(self) -> int:
         """Id of the image placeholder."""
         return self.config.backbone_config.image_token_id
@@ -255,13 +225,14 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
         rows = with_queries(base_model, query_ids, input_ids, attention_mask, **inputs)
         with run_stage("compress"):
             hidden = base_model(**rows, use_cache=False).last_hidden_state  # (N, L + k, d)
-        return self.summary_projector(hidden[:, -num_summary_tokens:])
+        # What trains may be in float32 on a backbone in lower precision: PEFT's layers cast likewise.
+        return self.summary_projector(hidden[:, -num_summary_tokens:].to(self.summary_projector.weight.dtype))
 
     def _insert(self, summary: Fwd2BotSummary, expanded: dict[str, torch.Tensor]) -> torch.Tensor:
         """`(N, L', d)` input embeddings of the expanded prompts, the summary tokens at their slots."""
         embeds = self.get_input_embeddings()(expanded["input_ids"])
-        tokens = summary.tokens[summary.mask].to(embeds.dtype)  # (T, d), T = sum of lengths
-        return embeds.masked_scatter(expanded["slots"].unsqueeze(-1), tokens)
+        tokens = summary.tokens[summary.mask].to(embeds)  # (T, d), T = sum of lengths
+        return embeds.masked_scatter(expanded["slots"].to(embeds.device).unsqueeze(-1), tokens)
 
     def _draw_lengths(self, num_images: int, num_summary_tokens: int | None) -> tuple[torch.Tensor, list[int]]:
         """`(N,)` length per image for the generate pass, and the lengths at which the contrastive loss is taken.
@@ -344,6 +315,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
         if kwargs or inputs_embeds is not None or position_ids is not None:
             raise TypeError(f"forward() on images takes no {sorted(kwargs) or 'inputs_embeds or position_ids'}.")
         compress_inputs = self._check_compress_inputs(compress_inputs)
+        if self.training:
+            check_gradients(self.backbone)
         num_images = len(compress_inputs["input_ids"])
         lengths, pooled = self._draw_lengths(num_images, num_summary_tokens)
         if input_ids is not None:
@@ -368,8 +341,13 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, SummaryGenerationMixin, P
             text_tokens = self._compress_pass(k_max, text_input_ids, text_attention_mask)  # (M, k_max, d)
             output.text_embeds = pool_summary(text_tokens, k_max)
             if text_image is None:
+                if len(text_tokens) != num_images:
+                    raise ValueError(
+                        f"{len(text_tokens)} text(s) came with {num_images} image(s). Give one for each, or say with "
+                        "text_image which text describes which image."
+                    )
                 text_image = torch.arange(len(text_tokens), device=text_tokens.device)
-            scale = self._logit_scale()
+            scale = self._logit_scale().to(tokens.device)
             pairs = [(pool_summary(tokens, k), pool_summary(text_tokens, k)) for k in pooled]
             output.contrastive_loss = torch.stack(
                 [contrastive_loss(images, texts, scale, text_image, text_image_mask) for images, texts in pairs]

@@ -20,7 +20,7 @@ from .tiny_parts import (
 )
 
 
-def _llava(tower: str, strategy: str) -> Family:
+def _llava(tower: str, strategy: str, padded_to: int | None = None) -> Family:
     template = user_turn("USER: ", "<image>\n", " ", "ASSISTANT:", end=" </s>")
     tokenizer = make_tokenizer(
         bos="<s>", eos="</s>", pad="<pad>", template=template, start_with_bos=True, image_token="<image>"
@@ -33,7 +33,7 @@ def _llava(tower: str, strategy: str) -> Family:
     )
     config = transformers.LlavaConfig(
         vision_config=vision,
-        text_config=transformers.LlamaConfig(**text_fields(tokenizer)),
+        text_config=transformers.LlamaConfig(**text_fields(tokenizer, padded_to)),
         image_token_index=tokenizer.image_token_id,
         vision_feature_select_strategy=strategy,
         vision_feature_layer=-2,
@@ -55,7 +55,8 @@ def _llava(tower: str, strategy: str) -> Family:
 
 @family
 def llava_clip_default() -> Family:
-    return _llava("clip", "default")
+    """As LLaVA-1.5, also in that its vocabulary is padded to a multiple of 64."""
+    return _llava("clip", "default", padded_to=64)
 
 
 @family

@@ -1,13 +1,14 @@
 """The laws that every family of backbones must keep, one class for all: wrap, compress, answer, save, train."""
 
 import pytest
+import tiny
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 from fwd2bot.backbone_fwd2bot import with_queries
 
-from .tiny_families import FAMILIES, build, conversation, pictures
+from .tiny_families import FAMILIES, PADDED, TIED, build, conversation, pictures
 
 # Not ours to mend: transformers' GLM-4V processor hands a tensor to numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -16,11 +17,9 @@ CLOSE = {"rtol": 0, "atol": 1e-5}
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
 
 
-@pytest.fixture(params=sorted(FAMILIES), scope="module")
-def family(request):
-    """A Fwd2Bot with adapters that do something, its processor, and the bare backbone. Do not change them."""
-    backbone, processor = build(request.param)
-    bare, _ = build(request.param)
+def fwd2bot_on(name):
+    """A Fwd2Bot on a family, with adapters that do something, and its processor."""
+    backbone, processor = build(name)
     torch.manual_seed(0)
     model = Fwd2BotForConditionalGeneration.from_backbone(backbone, num_summary_tokens=4, lora_rank=2).eval()
     with torch.no_grad():
@@ -28,7 +27,13 @@ def family(request):
             if ".lora_B." in name:
                 parameter.normal_(std=0.1)
         model.summary_projector.weight.mul_(5)
-    return model, Fwd2BotProcessor(processor), bare
+    return model, Fwd2BotProcessor(processor)
+
+
+@pytest.fixture(params=sorted(FAMILIES), scope="module")
+def family(request):
+    """`fwd2bot_on` a family, and the bare backbone. Do not change them."""
+    return *fwd2bot_on(request.param), build(request.param)[0]
 
 
 @pytest.fixture(scope="module")
@@ -166,10 +171,19 @@ class TestFamilyLaws:
         assert adapters and all(value in decoder for value in adapters.values())
         assert not any("lm_head" in name for name in adapters)
 
-    def test_query_cannot_be_generated(self, model, processor, prompts):
+    def test_query_cannot_be_generated(self, family, prompts):
+        """Their ids begin where the logits end, and the bare backbone has as many logits."""
+        model, processor, bare = family
         with torch.no_grad():
             logits = model(**processor(images=pictures()[:2], text=prompts)).logits
-        assert logits.shape[-1] == model.backbone.get_output_embeddings().weight.shape[0]
+        first_query = model.get_input_embeddings().num_embeddings
+        assert logits.shape[-1] == len(bare.get_output_embeddings().weight) == first_query
+
+    def test_queries_go_in_as_they_were_learnt(self, model):
+        """Also where words are scaled."""
+        words = model.get_input_embeddings()
+        queries = torch.arange(words.num_embeddings, words.num_embeddings + 4)
+        assert torch.equal(words(queries), words.summary_queries)
 
     def test_comes_back_from_disk(self, model, processor, summary, tmp_path):
         model.save_pretrained(tmp_path)
@@ -190,6 +204,30 @@ class TestFamilyLaws:
         )
         words = processor.process_texts(["the", "What is it?"])
         assert torch.equal(texts.embed(**words), model.embed(**words))
+
+
+@pytest.mark.parametrize("name", sorted(PADDED))
+def test_rows_of_the_embedding_past_the_tokenizer_are_not_read(name):
+    model, processor = fwd2bot_on(name)
+    prompt = processor.apply_chat_template(conversation("Where?"), add_generation_prompt=True)
+    inputs = processor(images=pictures()[0], text=prompt)
+    tokens = len(processor.tokenizer)
+    with torch.no_grad():
+        before = model(**inputs)
+        model.get_input_embeddings().weight[tokens:] = 100.0
+        after = model(**inputs)
+    assert torch.equal(after.summary.tokens, before.summary.tokens)
+    assert torch.equal(after.logits[..., :tokens], before.logits[..., :tokens])
+
+
+@pytest.mark.parametrize("name", sorted(TIED))
+def test_tied_embeddings_are_still_tied_when_they_come_back_from_disk(name, tmp_path):
+    model, _ = fwd2bot_on(name)
+    model.save_pretrained(tmp_path)
+    loaded = Fwd2BotForConditionalGeneration.from_pretrained(tmp_path)
+    for one in (model, loaded):
+        assert one.get_output_embeddings().weight is one.get_input_embeddings().weight
+    assert torch.equal(loaded.get_input_embeddings().summary_queries, model.get_input_embeddings().summary_queries)
 
 
 def _ids(processor, prompt):
@@ -233,7 +271,7 @@ class TestFamilyTraining:
         trained, gradients = model.mark_trainable(), []
         for checkpointing in (False, True):
             if checkpointing:
-                model.activation_checkpointing_enable({"use_reentrant": False})
+                tiny.enable_checkpointing(model, {"use_reentrant": False})
             model.zero_grad()
             model(**self.batch(processor), num_summary_tokens=2).loss.backward()
             gradients.append([parameter.grad.clone() for parameter in trained.values()])

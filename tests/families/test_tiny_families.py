@@ -65,6 +65,15 @@ def test_the_picture_matters_to_the_logits(family):
     assert (logits[0] - logits[1]).abs().max() > 1e-2
 
 
+def test_embeddings_are_tied_scaled_and_padded_in_the_families_named_so(name, family):
+    model, processor = family
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
+    first = torch.tensor([1])
+    assert (words.weight is head.weight) == (name in tiny_families.TIED)
+    assert (not torch.equal(words(first), words.weight[first])) == (name in tiny_families.SCALED)
+    assert (words.num_embeddings > len(processor.tokenizer)) == (name in tiny_families.PADDED)
+
+
 def test_processor_survives_saving_and_loading(family, tmp_path):
     _, processor = family
     processor.save_pretrained(tmp_path)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
@@ -36,6 +37,14 @@ NEED_TORCHVISION = {
     "qwen3_5",
     "lfm2_vl",
 }
+if getattr(transformers.Idefics3ImageProcessorPil, "is_dummy", False):
+    NEED_TORCHVISION.add("idefics3")  # transformers 5.17 asks it for a processor that does not use it
+
+# What the embeddings are, as in checkpoints of the families: the output head is the input embedding; words are scaled
+# on their way in; there are rows past the tokenizer's last id.
+TIED = {"aya_vision", "gemma3", "lfm2_vl", "mistral3", "paligemma", "paligemma2", "qwen2_vl", "qwen3_vl"}
+SCALED = {"gemma3", "paligemma", "paligemma2"}
+PADDED = {"gemma3", "llava_clip_default", "qwen2_5_vl"}
 
 Family = tuple[PreTrainedModel, ProcessorMixin]
 FAMILIES: dict[str, Callable[[], Family]] = {}

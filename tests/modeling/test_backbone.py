@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from peft import LoraConfig
+from peft import IA3Config, LoraConfig
 from transformers import AutoModelForCausalLM
 
 from fwd2bot import Fwd2BotForConditionalGeneration
@@ -40,8 +40,17 @@ def test_lora_config_without_targets_gets_every_linear_layer_of_the_language_mod
     "adapters, message",
     [
         ({"both": {}}, r"stage\(s\) \['both'\].*compress.*generate"),
-        ({"compress": LoraConfig(bias="all")}, "bias='all', which changes weights of the backbone"),
-        ({"generate": {"modules_to_save": ["lm_head"]}}, "modules_to_save=.*which changes weights of the backbone"),
+        ({"compress": LoraConfig(bias="all")}, "bias='all', which changes weights or layers of the backbone"),
+        (
+            {"generate": {"modules_to_save": ["lm_head"]}},
+            "modules_to_save=.*which changes weights or layers",
+        ),
+        ({"compress": LoraConfig(init_lora_weights="pissa")}, "init_lora_weights='pissa'.*or 'gaussian'"),
+        ({"compress": {"layer_replication": [(0, 2)]}}, "layer_replication=.*Leave it out"),
+        ({"compress": {"lora_bias": True}}, "lora_bias=True"),
+        ({"compress": {"target_modules": ["embed_tokens"]}}, "word embedding among its target_modules"),
+        ({"compress": {"target_modules": ["lm_head"]}}, "relative.*layers.0.self_attn.q_proj"),
+        ({"compress": {"layers_to_transform": [1]}}, "layers_to_transform=.*regular expression"),
         ({"generate": {"rank": 4}}, r"unknown key\(s\) \['rank'\]"),
     ],
 )
@@ -108,3 +117,38 @@ def test_packed_rows_that_stay_apart_are_accepted(config):
 def test_weights_of_the_backbone_keep_their_dtype_and_new_ones_take_it():
     model = wrap(tiny.tiny_backbone().to(torch.bfloat16))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("adapters", [LoraConfig(), {"compress": IA3Config()}])
+def test_adapters_of_another_type_are_refused(adapters):
+    with pytest.raises(TypeError, match="adapters.* must (map|be)"):
+        Fwd2BotForConditionalGeneration.from_backbone(tiny.tiny_backbone(), adapters=adapters)
+
+
+@pytest.mark.parametrize("option", ["dtype", "attn_implementation", "device_map", "trust_remote_code"])
+def test_options_of_loading_belong_to_the_backbone(option):
+    with pytest.raises(ValueError, match=rf"no \['{option}'\].*load it with them, then hand it over"):
+        Fwd2BotForConditionalGeneration.from_backbone(tiny.tiny_backbone(), **{option: "cpu"})
+
+
+def test_model_without_head_is_refused():
+    with pytest.raises(TypeError, match="LlavaModel has no output head.*AutoModelForImageTextToText"):
+        Fwd2BotForConditionalGeneration.from_backbone(tiny.tiny_backbone().model)
+
+
+def test_code_of_a_stranger_is_refused():
+    backbone = tiny.tiny_backbone()
+    backbone.config.__class__ = type("OwnConfig", (type(backbone.config),), {"model_type": "own"})
+    with pytest.raises(TypeError, match="no model of type 'own'.*code of its own"):
+        Fwd2BotForConditionalGeneration.from_backbone(backbone)
+
+
+@pytest.mark.parametrize("processor", ["path/of/one", tiny.tiny_tokenizer()])
+def test_processor_of_another_sort_is_refused(processor):
+    with pytest.raises(TypeError, match="processor must have an image processor and a tokenizer"):
+        Fwd2BotForConditionalGeneration.from_backbone(tiny.tiny_backbone(), processor=processor)
+
+
+def test_folder_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match="There is no folder './nowhere'"):
+        Fwd2BotForConditionalGeneration.from_backbone("./nowhere")

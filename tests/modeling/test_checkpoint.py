@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotSummary
-from fwd2bot.checkpoint_fwd2bot import MODEL_FILES, PIPELINE_FILES, weights_fingerprint
+from fwd2bot.folder_fwd2bot import MODEL_FILES, PIPELINE_FILES
+from fwd2bot.weights_fwd2bot import weights_fingerprint
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 WEIGHTS = "model.safetensors"
@@ -277,10 +278,10 @@ def test_stages_refuse_what_they_lack_the_parts_for(saved, processor, tmp_path):
         models["compress"].generate_from_summary(summary, **processor(text=prompts))
     with pytest.raises(ValueError, match="stage='compress' and cannot generate"):
         models["compress"].generate(**processor(images=tiny.pictures(1), text=prompts))
-    with pytest.raises(ValueError, match="stage='text', without its vision tower"):
+    with pytest.raises(ValueError, match="stage='text' and cannot run"):
         models["text"].generate_uncompressed(**images)
     for stage, loaded in models.items():
-        with pytest.raises(ValueError, match=f"stage='{stage}' lacks parts and cannot be saved"):
+        with pytest.raises(ValueError, match=f"stage='{stage}' and cannot be saved"):
             loaded.save_pretrained(tmp_path / stage)
     assert list(tmp_path.iterdir()) == []
 
@@ -383,3 +384,23 @@ def test_summary_file_serves_another_process_of_the_same_model(saved, processor,
     read = Fwd2BotSummary.load_file(tmp_path / "summary.safetensors")
     expected = model.generate_from_summary(summary, **inputs, **GREEDY)
     assert torch.equal(loaded.generate_from_summary(read, **inputs, **GREEDY), expected)
+
+
+@pytest.mark.parametrize("stage", ["compress", "generate", "text"])
+@pytest.mark.parametrize("lora", [{"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 3}}])
+def test_every_kind_of_lora_loads_in_every_stage(stage, lora, tmp_path):
+    adapters = {name: {"r": 2, **lora} for name in ("compress", "generate")}
+    model = Fwd2BotForConditionalGeneration.from_backbone(tiny.tiny_backbone(), adapters=adapters)
+    model.save_pretrained(tmp_path)
+    loaded = Fwd2BotForConditionalGeneration.from_pretrained(tmp_path, stage=stage)
+    kept = {"compress": {"compress"}, "generate": {"generate"}, "text": {"compress", "generate"}}[stage]
+    assert {name.split(".lora_")[1].split(".")[1] for name, _ in loaded.named_parameters() if ".lora_" in name} == kept
+
+
+def test_unknown_weight_of_a_stage_that_is_left_out_is_an_error(damaged):
+    def add(weights):
+        name = next(name for name in weights if ".lora_A.compress." in name)
+        weights[name.replace(".weight", ".nonsense")] = torch.zeros(1)
+
+    with pytest.raises(ValueError, match=r"unexpected \(1\): .*nonsense"):
+        Fwd2BotForConditionalGeneration.from_pretrained(damaged(add), stage="generate")

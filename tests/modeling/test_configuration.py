@@ -73,6 +73,7 @@ def test_unknown_key_in_a_file_is_an_error(config, tmp_path):
         ({"initial_temperature": "warm"}, "initial_temperature.*got 'warm'"),
         ({"min_temperature": 0}, "0 < min_temperature <= initial_temperature, got min_temperature=0,"),
         ({"min_temperature": 0.5}, "initial_temperature=0.07"),
+        ({"merged_stage": "generate"}, "merged_stage must be None or 'compress', got 'generate'"),
         ({"image_prompt": " "}, "image_prompt must be a non-empty text, got ' '"),
         ({"text_prompt": None}, "text_prompt must be a non-empty text, got None"),
         ({"adapters": {"compress": {}}}, r"stages \['compress', 'generate'\], got {'compress': {}}"),

@@ -205,3 +205,18 @@ def test_forward_on_words_refuses_a_placeholder_and_pixels(tiny_fwd2bot, tiny_pr
     words, images = tiny_processor.process_texts(["a dog"]), tiny_processor.process_images(tiny.pictures(1))
     with pytest.raises(TypeError, match="pixel_values.*past the compress pass"):
         tiny_fwd2bot(**words, pixel_values=images["pixel_values"])
+
+
+@pytest.mark.parametrize("typo", [{"num_summary_token": 2}, {"k": 2}])
+def test_misspelt_length_is_refused(shared_fwd2bot, tiny_processor, typo):
+    with pytest.raises(TypeError, match=f"no argument '{next(iter(typo))}' .=2.; beside num_summary_tokens"):
+        shared_fwd2bot.compress(**tiny_processor.process_images(tiny.pictures(1)), **typo)
+    with pytest.raises(TypeError, match="no argument"):
+        shared_fwd2bot.embed(**tiny_processor.process_texts("a dog"), **typo)
+
+
+def test_length_of_a_summary_is_not_chosen_in_answering(shared_fwd2bot, tiny_processor):
+    summary = shared_fwd2bot.compress(**tiny_processor.process_images(tiny.pictures(1)))
+    inputs = tiny_processor(text=tiny.prompts(tiny_processor, ["What?"]))
+    with pytest.raises(TypeError, match="give summary.truncate"):
+        shared_fwd2bot.generate_from_summary(summary, **inputs, num_summary_tokens=1)

@@ -79,16 +79,14 @@ def gradients(model, batch) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"every_n_layers": 2}, {"activation_checkpointing_kwargs": {"use_reentrant": True}}]
-)
+@pytest.mark.parametrize("options", [{}, {"every_n_layers": 2}, {"checkpoint_kwargs": {"use_reentrant": True}}])
 def test_gradient_checkpointing_gives_the_same_gradient(tiny_fwd2bot, processor, options):
     tiny_fwd2bot.train()
     batch = tiny.training_batch(processor, TEXTS)
     expected = gradients(tiny_fwd2bot, batch)
     assert all(value.abs().max() > 0 for value in expected.values())
-    tiny_fwd2bot.activation_checkpointing_enable(**options)
-    assert tiny_fwd2bot.is_activation_checkpointing
+    tiny.enable_checkpointing(tiny_fwd2bot, **options)
+    assert getattr(tiny_fwd2bot, f"is_{tiny.CHECKPOINTING}")
     for name, value in gradients(tiny_fwd2bot, batch).items():
         torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5, msg=name)
 
@@ -98,7 +96,7 @@ def test_gradient_checkpointing_without_its_stage_is_not_the_same(tiny_fwd2bot, 
     tiny_fwd2bot.train()
     batch = tiny.training_batch(processor, TEXTS)
     expected = gradients(tiny_fwd2bot, batch)
-    tiny_fwd2bot.backbone.activation_checkpointing_enable()
+    tiny.enable_checkpointing(tiny_fwd2bot.backbone)
     try:
         found = gradients(tiny_fwd2bot, batch)
     except (torch.utils.checkpoint.CheckpointError, AttributeError):
@@ -148,7 +146,7 @@ def test_trainer_with_gradient_checkpointing_takes_the_same_step(processor, tmp_
     trained = []
     for checkpointing in (False, True):
         model = tiny.tiny_fwd2bot(summary_lengths=[4])
-        trainer(model, processor, tmp_path, activation_checkpointing=checkpointing).train()
+        trainer(model, processor, tmp_path, **{tiny.CHECKPOINTING: checkpointing}).train()
         trained.append(model.trained_parameters())
     start = tiny.tiny_fwd2bot(summary_lengths=[4]).trained_parameters()
     for name, value in trained[0].items():

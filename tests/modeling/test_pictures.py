@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fwd2bot.processing_fwd2bot import MAX_IMAGE_PIXELS, load_image
+from fwd2bot.pictures_fwd2bot import MAX_IMAGE_PIXELS, load_image
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:

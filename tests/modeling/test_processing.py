@@ -102,6 +102,25 @@ def test_texts_that_cannot_be_used_are_named(processor, texts, error, message):
         processor.process_texts(texts)
 
 
+@pytest.mark.parametrize("words", ["b", "two words ", "é<image>"])
+def test_truncation_leaves_out_the_end_of_a_long_text(processor, words):
+    batch = processor.process_texts(["a", words * 600], truncation=True)
+    assert processor.tokenizer.model_max_length - 2 <= batch["input_ids"].shape[1] <= 512
+    alone = processor.tokenizer.decode(batch["input_ids"][1], skip_special_tokens=True)
+    text, prompt = alone.removeprefix("USER: ").split("\n")
+    assert text and (words * 600).replace("<image>", " ").startswith(text)
+    assert prompt == "Summarize the sentence in a few words. ASSISTANT:"
+    short = processor.process_texts(["a"])["input_ids"][0]
+    assert torch.equal(batch["input_ids"][0, -len(short) :], short)
+
+
+def test_truncation_without_room_for_a_text_is_an_error():
+    processor = tiny.tiny_processor()
+    processor.tokenizer.model_max_length = 20
+    with pytest.raises(ValueError, match="model_max_length=20 leaves no room for a text beside its prompt"):
+        processor.process_texts("a dog", truncation=True)
+
+
 # __call__
 
 
@@ -286,5 +305,5 @@ def test_image_processor_that_is_not_available_is_replaced_with_a_warning(saved_
     monkeypatch.setattr(transformers.utils.logging.get_logger("transformers"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("fwd2bot"), "propagate", True)
     loaded = Fwd2BotProcessor.from_pretrained(saved_with("LostImageProcessor"))
-    assert type(loaded.image_processor).__name__ == "SiglipImageProcessorPil"
+    assert type(loaded.image_processor).__name__ in ("SiglipImageProcessorPil", "SiglipImageProcessor")
     assert "made with LostImageProcessor, which is not available" in caplog.text

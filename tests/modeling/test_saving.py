@@ -2,13 +2,16 @@
 
 import os
 import resource
+import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
 import tiny
 
 from fwd2bot import Fwd2BotForConditionalGeneration
-from fwd2bot.checkpoint_fwd2bot import MODEL_FILES, PIPELINE_FILES
+from fwd2bot.folder_fwd2bot import MODEL_FILES, PIPELINE_FILES, draft_folder
 
 WEIGHTS = "model.safetensors"
 
@@ -101,7 +104,7 @@ def test_folder_that_was_left_while_its_files_were_moved_cannot_be_loaded(tmp_pa
             raise OSError("killed")
         real(source, target)
 
-    monkeypatch.setattr("fwd2bot.checkpoint_fwd2bot.os.replace", replace_some)
+    monkeypatch.setattr("fwd2bot.folder_fwd2bot.os.replace", replace_some)
     with pytest.raises(OSError, match="killed"):
         other.save_pretrained(tmp_path, **options)
     monkeypatch.undo()
@@ -112,10 +115,14 @@ def test_folder_that_was_left_while_its_files_were_moved_cannot_be_loaded(tmp_pa
 
 
 def test_rest_of_a_killed_save_is_cleared_away(tmp_path):
-    (tmp_path / ".saving-abc").mkdir()
-    (tmp_path / ".saving-abc" / WEIGHTS).write_bytes(b"half")
-    tiny.tiny_fwd2bot().save_pretrained(tmp_path)
-    assert not list(tmp_path.glob(".saving-*"))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with draft_folder(tmp_path) as draft:  # of this process, which lives
+        (draft / WEIGHTS).write_bytes(b"half")
+        rest = tmp_path / draft.name.replace(f"-{os.getpid()}-", f"-{dead.pid}-")
+        shutil.copytree(draft, rest)
+        tiny.tiny_fwd2bot().save_pretrained(tmp_path)
+        assert draft.exists() and not rest.exists()
 
 
 def test_other_processes_than_the_main_one_write_nothing(tmp_path):
@@ -130,7 +137,7 @@ def test_distributed_checkpoint_is_refused(tmp_path):
 
 
 def test_saving_without_the_code_at_hand_writes_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr("fwd2bot.checkpoint_fwd2bot.PIPELINE_FILES", ("lost.py",))
+    monkeypatch.setattr("fwd2bot.folder_fwd2bot.PIPELINE_FILES", ("lost.py",))
     with pytest.raises(FileNotFoundError, match="lost.py, which belongs into a checkpoint folder"):
         tiny.tiny_fwd2bot().save_pretrained(tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
