@@ -14,7 +14,8 @@ from .scenes import truth_table
 
 
 class BackboneCollator:
-    """Rows to `input_ids`, `attention_mask`, `segment_ids`, `labels` (N, L) and `pixel_values` (N, 3, H, W).
+    """Rows to `input_ids`, `attention_mask`, `segment_ids`, `labels` (N, L) and `pixel_values` (P, 3, H, W) of
+    the P pictures of all rows, row by row.
 
     L is `length` if given, so that all batches have one shape (compiled models want that), else that of the longest
     row. Padding is on the tokenizer's side.
@@ -39,9 +40,9 @@ class BackboneCollator:
         return batch
 
     def pixel_values(self, rows: Sequence[dict[str, Any]]) -> torch.Tensor:
-        """What the image processor gives for these pictures; at its own size they only need scaling, all at once."""
+        """What the image processor gives for the rows' pictures, in order; at its own size they only need scaling."""
         processor = self.image_processor
-        pixels = np.stack([row["pixels"] for row in rows])  # (N, H, W, 3) uint8
+        pixels = np.concatenate([row["pixels"] for row in rows])  # (P, H, W, 3) uint8
         size = processor.size
         if pixels.shape[1:3] != (size["height"], size["width"]) or not processor.do_normalize:
             return processor(images=list(pixels), return_tensors="pt")["pixel_values"]
@@ -54,7 +55,8 @@ class Fwd2BotCollator(BackboneCollator):
     """Adds the compress inputs of the pictures and the texts of the contrastive side.
 
     The texts of one batch are all full descriptions or all short captions, either with their hard negatives, so that
-    their lengths are alike. `text_image_mask` is False where a text is true of a picture that it was not written for.
+    their lengths are alike; every picture of a row has its own. `text_image_mask` is False where a text is true of a
+    picture that it was not written for.
 
     Args:
         processor: a Fwd2BotProcessor.
@@ -70,26 +72,28 @@ class Fwd2BotCollator(BackboneCollator):
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self.pack(rows)
-        for name in ("input_ids", "attention_mask"):
-            batch[f"compress_{name}"] = self._prompt[name].expand(len(rows), -1).contiguous()
         batch["compress_pixel_values"] = self.pixel_values(rows)
+        for name in ("input_ids", "attention_mask"):
+            batch[f"compress_{name}"] = self._prompt[name].expand(len(batch["compress_pixel_values"]), -1).contiguous()
         return batch | self.texts(rows)
 
     def texts(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         # the first row's coin: what a batch holds depends on its rows alone, so a resumed run sees the same
         full = rows[0]["coin"] < self.data.full_share
+        scenes = [scene for row in rows for scene in row["scenes"]]
+        pictures = torch.arange(len(scenes))  # (P,)
         if full:
             negatives = [text for row in rows for text in row["full_negatives"]]
-            texts = [row["full"] for row in rows] + negatives
-            text_image = torch.cat([torch.arange(len(rows)), torch.full((len(negatives),), -1)])
-            mask = torch.ones(len(rows), len(texts), dtype=torch.bool)
+            texts = [text for row in rows for text in row["full"]] + negatives
+            text_image = torch.cat([pictures, torch.full((len(negatives),), -1)])
+            mask = torch.ones(len(scenes), len(texts), dtype=torch.bool)
         else:
             captions = [caption for row in rows for caption in row["short"]]
             negatives = [text for row in rows for text in row["negatives"]]
-            text_image = torch.arange(len(rows)).repeat_interleave(self.data.short_captions)
-            true = torch.from_numpy(truth_table(captions, [row["scene"] for row in rows])).bool()
-            own = text_image[None, :] == torch.arange(len(rows))[:, None]  # (N, captions)
-            mask = torch.cat([own | ~true, torch.ones(len(rows), len(negatives), dtype=torch.bool)], dim=1)
+            text_image = pictures.repeat_interleave(self.data.short_captions)
+            true = torch.from_numpy(truth_table(captions, scenes)).bool()
+            own = text_image[None, :] == pictures[:, None]  # (P, captions)
+            mask = torch.cat([own | ~true, torch.ones(len(scenes), len(negatives), dtype=torch.bool)], dim=1)
             texts = [caption.text for caption in captions] + negatives
             text_image = torch.cat([text_image, torch.full((len(negatives),), -1)])
         encoded = self.processor.process_texts(texts)

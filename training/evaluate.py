@@ -1,13 +1,15 @@
 """`python -m fwd2bot.training.evaluate CHECKPOINT`: what a checkpoint can do on held-out scenes, as table and JSON.
 
 Questions are answered by greedy generation and count when they equal the one canonical answer. A plain LVLM is
-evaluated too, uncompressed; a Fwd2Bot is evaluated uncompressed and at each length k.
+evaluated too, uncompressed; a Fwd2Bot is evaluated uncompressed and at each length k. Some of the prompts show several
+pictures.
 """
 
 import argparse
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,11 @@ from fwd2bot.processing_fwd2bot import adds_special_tokens
 from .metrics import exact_match, preference, recall_at_k
 from .scenes import (
     HARD_NEGATIVE_SORTS,
+    Question,
     Scene,
     ask,
+    ask_several,
+    companions,
     describe,
     hard_negatives,
     render,
@@ -34,6 +39,9 @@ from .scenes import (
 )
 
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
+SEVERAL = (2, 3, 4, 5)  # pictures of a prompt that shows several
+
+Asked = tuple[tuple[int, ...], Question]  # the numbers of the pictures that a prompt shows, and its question
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pictures=args.pictures,
         questions=args.questions,
         retrieval=args.retrieval,
+        several=args.several,
         lengths=args.lengths,
         batch_size=args.batch_size,
         dtype=getattr(torch, args.dtype),
@@ -64,6 +73,7 @@ def evaluate(
     pictures: int = 2000,
     questions: int = 5,
     retrieval: int | None = None,
+    several: int = 2000,
     lengths: Sequence[int] | None = None,
     batch_size: int = 250,
     dtype: torch.dtype = torch.float32,
@@ -77,24 +87,27 @@ def evaluate(
         split: of the scenes, "validation" or "test".
         pictures, questions: number of pictures, and of questions about each.
         retrieval: number of pictures (the first) among which is searched. Default: 1000, or all if there are fewer.
+        several: number of questions that each show 2 to 5 of the pictures; 0, or a single picture, leaves them out.
         lengths: lengths k. Default: the checkpoint's `summary_lengths`.
 
     Raises:
         ValueError: a number is out of its range; before any compute.
     """
     config = AutoConfig.from_pretrained(checkpoint)
-    _check(config, pictures, questions, retrieval, lengths, batch_size)
+    _check(config, pictures, questions, retrieval, several, lengths, batch_size)
     is_fwd2bot = config.model_type == "fwd2bot"
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype).eval().to(device)
     processor = AutoProcessor.from_pretrained(checkpoint)
     scenes = [scene(split, index, shapes_only=shapes_only) for index in range(pictures)]
     images = [render(one) for one in tqdm(scenes, desc="draw", leave=False)]
-    asked = [(i, question) for i, one in enumerate(scenes) for question in ask(one, _rng("ask", one), questions)]
+    asked = [((i,), question) for i, one in enumerate(scenes) for question in ask(one, _rng("ask", one), questions)]
+    asked_of_several = _ask_several(scenes, several)
     results: dict[str, Any] = {
         "checkpoint": Path(checkpoint).name,
         "split": split,
         "pictures": pictures,
         "questions": len(asked),
+        "several_questions": len(asked_of_several),
         "retrieval_pictures": min(1000, pictures) if retrieval is None else retrieval,
         "dtype": str(dtype).removeprefix("torch."),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
@@ -104,13 +117,20 @@ def evaluate(
 
     bare_processor = processor.backbone_processor if is_fwd2bot else processor
     width = model.config.get_text_config().hidden_size
+
+    def answers(generate: Callable) -> dict[str, Any]:
+        figures: dict[str, Any] = {"answers": _by_kind(asked, _answer(asked, bare_processor, batch_size, generate))}
+        if asked_of_several:
+            given = _answer(asked_of_several, bare_processor, batch_size, generate)
+            figures["several"] = _by_kind(asked_of_several, given)
+            figures["several_by_pictures"] = _by_pictures(asked_of_several, given)
+        return figures
+
+    def uncompressed(shown: list[tuple[int, ...]], prompts: list[str]) -> torch.Tensor:
+        return _answer_uncompressed(model, bare_processor, [[images[i] for i in row] for row in shown], prompts)
+
     results["uncompressed"] = {
-        "answers": _answers(
-            asked,
-            bare_processor,
-            batch_size,
-            lambda chosen, prompts: _answer_uncompressed(model, bare_processor, [images[i] for i in chosen], prompts),
-        ),
+        **answers(uncompressed),
         "bytes_per_image": _image_tokens(bare_processor) * width * 2,
     }
     if not is_fwd2bot:
@@ -123,13 +143,14 @@ def evaluate(
     tokens = _text_tokens(model, processor, captions, batch_size)
     for k in model.config.summary_lengths if lengths is None else lengths:
         short = summary.truncate(k)
+
+        def compressed(
+            shown: list[tuple[int, ...]], prompts: list[str], short: Fwd2BotSummary = short
+        ) -> torch.Tensor:
+            return _answer_from_summary(model, processor, short[[i for row in shown for i in row]], prompts)
+
         results[f"k={k}"] = {
-            "answers": _answers(
-                asked,
-                bare_processor,
-                batch_size,
-                lambda chosen, prompts, short=short: _answer_from_summary(model, processor, short[chosen], prompts),
-            ),
+            **answers(compressed),
             "bytes_per_image": k * width * 2,
             **_retrieval(model, summary[searched], captions, tokens, k),
         }
@@ -142,6 +163,7 @@ def format_results(results: dict[str, Any]) -> str:
     flat = {name: _flatten(results[name]) for name in settings}
     rows = list(dict.fromkeys(row for values in flat.values() for row in values))
     size = f"{results['pictures']} pictures, {results['questions']} questions"
+    size += f", {results['several_questions']} on several pictures"
     lines = [f"{results['checkpoint']}: {size} ({results['split']})"]
     lines.append(" " * 44 + "".join(f"{name:>14}" for name in settings))
     for row in rows:
@@ -155,11 +177,19 @@ def format_results(results: dict[str, Any]) -> str:
 
 
 def _check(
-    config: Any, pictures: int, questions: int, retrieval: int | None, lengths: Sequence[int] | None, batch_size: int
+    config: Any,
+    pictures: int,
+    questions: int,
+    retrieval: int | None,
+    several: int,
+    lengths: Sequence[int] | None,
+    batch_size: int,
 ) -> None:
     for name, value in (("pictures", pictures), ("questions", questions), ("batch size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    if several < 0:
+        raise ValueError(f"several must be at least 0, got {several}.")
     if retrieval is not None and not 1 <= retrieval <= pictures:
         raise ValueError(f"retrieval must be in 1..{pictures} (pictures), got {retrieval}.")
     if lengths is not None and config.model_type == "fwd2bot":
@@ -177,27 +207,47 @@ def _check_writable(output: Path) -> None:
         output.unlink()
 
 
-def _answers(asked: list, processor: Any, batch_size: int, generate: Callable) -> dict[str, float]:
-    """Exact match by kind. `generate(picture indices, prompts)` returns the new ids alone."""
-    prompts: dict[str, str] = {}
+def _ask_several(scenes: Sequence[Scene], count: int) -> list[Asked]:
+    """`count` questions, each about pictures of its own choice; fewer where a draw finds none."""
+    numbers = [number for number in SEVERAL if number <= len(scenes)]
+    asked: list[Asked] = []
+    for prompt in range(count if numbers else 0):
+        rng = random.Random(f"evaluate/several/{scenes[0].split}/{prompt}")
+        number = numbers[prompt % len(numbers)]
+        shown = companions(scenes.__getitem__, len(scenes), prompt % len(scenes), number, rng)
+        asked += [(tuple(shown), question) for question in ask_several([scenes[i] for i in shown], rng, 1)]
+    return asked
+
+
+def _answer(asked: list[Asked], processor: Any, batch_size: int, generate: Callable) -> list[str]:
+    """An answer per question. `generate(picture numbers of each prompt, prompts)` returns the new ids alone."""
+
+    @cache
+    def prompt(text: str, pictures: int) -> str:
+        content = [{"type": "image"}] * pictures + [{"type": "text", "text": text}]
+        return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
     answers = []
     for part in tqdm(list(_slices(len(asked), batch_size)), desc="answer", leave=False):
-        for _, question in asked[part]:
-            if question.text not in prompts:
-                content = [{"type": "image"}, {"type": "text", "text": question.text}]
-                prompts[question.text] = processor.apply_chat_template(
-                    [{"role": "user", "content": content}], add_generation_prompt=True
-                )
-        new_ids = generate(
-            [index for index, _ in asked[part]], [prompts[question.text] for _, question in asked[part]]
-        )
+        shown = [pictures for pictures, _ in asked[part]]
+        new_ids = generate(shown, [prompt(question.text, len(pictures)) for pictures, question in asked[part]])
         answers += [text.strip() for text in processor.tokenizer.batch_decode(new_ids, skip_special_tokens=True)]
+    return answers
+
+
+def _by_kind(asked: list[Asked], answers: list[str]) -> dict[str, float]:
     return exact_match(answers, [question.answer for _, question in asked], [question.kind for _, question in asked])
 
 
-def _answer_uncompressed(model: Any, processor: Any, images: list, prompts: list[str]) -> torch.Tensor:
+def _by_pictures(asked: list[Asked], answers: list[str]) -> dict[str, float]:
+    figures = exact_match(answers, [question.answer for _, question in asked], [str(len(shown)) for shown, _ in asked])
+    return {name: figure for name, figure in figures.items() if name != "all"}
+
+
+def _answer_uncompressed(model: Any, processor: Any, images: list[list], prompts: list[str]) -> torch.Tensor:
+    """`images`: those of each prompt."""
     inputs = processor(
-        images=[[image] for image in images],
+        images=images,
         text=prompts,
         padding=True,
         padding_side="left",
@@ -301,6 +351,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--retrieval", type=int, help="search among the first so many pictures (default: 1000, or all if fewer)"
     )
+    parser.add_argument("--several", type=int, default=2000, help="questions about 2 to 5 pictures (default: 2000)")
     parser.add_argument(
         "--lengths", type=int, nargs="+", metavar="K", help="default: the checkpoint's summary_lengths"
     )
@@ -312,7 +363,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     config = AutoConfig.from_pretrained(args.checkpoint)
     try:
-        _check(config, args.pictures, args.questions, args.retrieval, args.lengths, args.batch_size)
+        _check(config, args.pictures, args.questions, args.retrieval, args.several, args.lengths, args.batch_size)
     except ValueError as error:
         parser.error(str(error))
     if args.output is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
-from fwd2bot.checkpoint_fwd2bot import draft_folder
+from fwd2bot.folder_fwd2bot import draft_folder
 
 from .model_card import model_card
 

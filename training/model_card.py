@@ -8,7 +8,7 @@ _HEADER = """\
 library_name: transformers
 license: apache-2.0
 pipeline_tag: image-text-to-text
-tags: [fwd2bot, token-compression, image-retrieval, visual-question-answering]
+tags: [fwd2bot, token-compression, image-retrieval, visual-question-answering, sentence-transformers]
 ---
 """
 
@@ -44,6 +44,17 @@ ids = model.generate_from_summary(summary, **processor(text=prompt), max_new_tok
 print(processor.batch_decode(ids, skip_special_tokens=True))
 ```
 
+With [Sentence Transformers](https://sbert.net), texts and pictures alike:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+encoder = SentenceTransformer(path, trust_remote_code=True)
+scores = encoder.similarity(encoder.encode(["two snowmen on a blue field"]), encoder.encode(["scene.png"]))  # cosine
+```
+
+The embedding was not trained to be cut: `truncate_dim` loses more than `precision="int8"` or `"binary"` does.
+
 ## Figures
 
 {pictures:,} held-out scenes of the `{split}` split, {questions:,} questions, greedy decoding, an answer counts when it
@@ -58,7 +69,7 @@ in {dtype}, torch {torch}, transformers {transformers}; the numbers behind the t
 ### Questions, % right
 
 {answers}
-
+{several}
 ### Retrieval among {retrieval_pictures:,} pictures, and hard negatives, %
 
 A short caption may be true of several pictures; any that it is true of counts as a hit. Hard negatives: the share of
@@ -79,7 +90,7 @@ Two bytes a number; for the uncompressed model the image tokens as they enter th
 
 Two recipes, from random weights, on scenes that the package draws itself:
 `python -m fwd2bot.training.train backbone.yaml`, then `fwd2bot.yaml`; where the run of this checkpoint departed from
-them, the package's `docs/training.md` says so. The backbone is a standard
+them or went on after them, the package's `docs/training.md` says so. The backbone is a standard
 `LlavaForConditionalGeneration` ({parameters:.1f} million parameters in all, the two LoRA adapters of rank {rank}
 included). It is frozen in the second stage; the adapters, the summary queries, the summary projector and the
 temperature learn with an autoregressive and a contrastive loss, at lengths drawn from {lengths}.
@@ -91,6 +102,19 @@ The things are drawn with Noto Color Emoji (SIL Open Font License 1.1).
 - The fewer summary tokens, the more of a crowded picture is lost; see the tables by kind of question.
 - Embeddings compare at equal length k only.
 - Method: Fwd2Bot, arXiv 2503.21757. Mean pooling, the text side, elastic k and this training are this project's own.
+"""
+
+
+_SEVERAL = """
+### Questions about 2 to 5 pictures in one prompt, % right
+
+{several_questions:,} further questions, each about pictures of its own: which of them show a thing ("which") or
+have a field ("field"; the answer is a list such as "1 and 3", or "none"), how many of them do ("how many"), which has
+the most or the fewest things ("most"), and what is in the one that the question names ("presence", "detail"). The
+backbone was trained on one picture per prompt, so its uncompressed column says what that training left it able to do
+with several, not what compression costs.
+
+{kinds}
 """
 
 
@@ -115,6 +139,20 @@ def model_card(results: dict[str, Any], model: Any) -> str:
     if of_all[0] > 0:
         answers.append(["share of uncompressed", *(_percent(share / of_all[0]) for share in of_all)])
 
+    several = ""
+    if results.get("several_questions"):  # an evaluation may leave them out
+        shares = [
+            [kind if kind != "all" else "**all**", *map(_percent, values(settings, "several", kind))]
+            for kind in sorted(_entry(results, "uncompressed", "several"), key=lambda kind: (kind == "all", kind))
+        ]
+        shares += [
+            [f"{number} pictures", *map(_percent, values(settings, "several_by_pictures", number))]
+            for number in _entry(results, "uncompressed", "several_by_pictures")
+        ]
+        several = _SEVERAL.format(
+            several_questions=results["several_questions"], kinds=_table(["", *settings], shares)
+        )
+
     rows = []
     for group in (
         "full_caption_to_image",
@@ -135,6 +173,7 @@ def model_card(results: dict[str, Any], model: Any) -> str:
         k_max=config.num_summary_tokens,
         width=width,
         answers=_table(["kind", *settings], answers),
+        several=several,
         retrieval=_table(["", *lengths], rows),
         sizes=_table(settings, [[f"{size:,}" for size in values(settings, "bytes_per_image")]]),
         parameters=model.num_parameters() / 1e6,

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from .scenes import SEVERAL_KINDS
+
 KINDS = ("backbone", "fwd2bot")
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -46,6 +48,8 @@ class Fwd2BotModel:
     summary_lengths: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
     attn_implementation: str = "sdpa"
     config: dict[str, Any] = field(default_factory=dict)  # further fields of Fwd2BotConfig
+    # A Fwd2Bot to go on from, with a new optimizer; then its own backbone, rank and number of summary tokens hold.
+    init_from: str | None = None
 
 
 @dataclass
@@ -65,6 +69,26 @@ class BackboneData:
 
 
 @dataclass
+class SeveralData:
+    """Rows whose conversations are about several pictures at once."""
+
+    share: float = 0.0  # of all rows
+    pictures: list[int] = field(default_factory=lambda: [2, 3, 4, 5])  # how many a row shows: one of these
+    questions: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SEVERAL_KINDS, 2.0))
+
+    def __post_init__(self):
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"data.several.share is {self.share}; it must be in 0..1")
+        if not self.pictures or not all(type(count) is int and count >= 2 for count in self.pictures):
+            raise ValueError(f"data.several.pictures is {self.pictures}; list whole numbers of 2 or more")
+        unknown = sorted(set(self.questions) - set(SEVERAL_KINDS))
+        if unknown:
+            raise ValueError(
+                f"unknown kind {', '.join(unknown)} in data.several.questions; choose from {', '.join(SEVERAL_KINDS)}"
+            )
+
+
+@dataclass
 class Fwd2BotData(BackboneData):
     """The same rows, and texts for the contrastive side."""
 
@@ -72,6 +96,14 @@ class Fwd2BotData(BackboneData):
     short_captions: int = 2  # per picture
     full_negatives: int = 1  # per picture, in steps with full descriptions
     hard_negatives: int = 2  # per picture, in steps with short captions
+    several: SeveralData = field(default_factory=SeveralData)
+
+    def __post_init__(self):
+        if self.several.share and max(self.several.pictures) > self.pictures:
+            raise ValueError(
+                f"data.several.pictures asks for {max(self.several.pictures)} pictures in a row, but data.pictures is "
+                f"{self.pictures}; raise it"
+            )
 
 
 @dataclass
@@ -172,6 +204,8 @@ def _check_keys(section: str, values: Any, allowed: Sequence[str]) -> None:
 
 def _checked(key: str, value: Any, hint: Any) -> Any:
     """The value as its field's type: an int where a float is wanted becomes one, anything else must match."""
+    if dataclasses.is_dataclass(hint):
+        return _build(key, hint, value)
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = tuple(typing.get_origin(option) or option for option in options)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):

@@ -24,7 +24,9 @@ logger = logging.get_logger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fwd2bot.training.train", description=__doc__)
-    parser.add_argument("recipe", help="a YAML file, or a recipe of the package: backbone.yaml, fwd2bot.yaml")
+    parser.add_argument(
+        "recipe", help="a YAML file, or one of the package: backbone.yaml, fwd2bot.yaml, fwd2bot_several.yaml"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.max_steps=100")
     options = parser.parse_args(arguments)
     logging.set_verbosity_info()
@@ -96,21 +98,29 @@ def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
 
 
 def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
-    from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
+    from fwd2bot import Fwd2BotConfig, Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 
-    backbone_processor = AutoProcessor.from_pretrained(recipe.model.backbone)
-    model = Fwd2BotForConditionalGeneration.from_backbone(
-        recipe.model.backbone,
-        lora_rank=recipe.model.lora_rank,
-        num_summary_tokens=recipe.model.num_summary_tokens,
-        summary_lengths=recipe.model.summary_lengths,
-        **recipe.model.config,
-    )
+    settings = {"summary_lengths": recipe.model.summary_lengths, **recipe.model.config}
+    if recipe.model.init_from:
+        config = Fwd2BotConfig.from_dict(Fwd2BotConfig.from_pretrained(recipe.model.init_from).to_dict() | settings)
+        model = Fwd2BotForConditionalGeneration.from_pretrained(
+            recipe.model.init_from, config=config, dtype=torch.float32
+        )
+        backbone_processor = Fwd2BotProcessor.from_pretrained(recipe.model.init_from).backbone_processor
+    else:
+        backbone_processor = AutoProcessor.from_pretrained(recipe.model.backbone)
+        model = Fwd2BotForConditionalGeneration.from_backbone(
+            recipe.model.backbone,
+            lora_rank=recipe.model.lora_rank,
+            num_summary_tokens=recipe.model.num_summary_tokens,
+            **settings,
+        )
     model.set_attn_implementation(recipe.model.attn_implementation)
     processor = Fwd2BotProcessor(
         backbone_processor, image_prompt=model.config.image_prompt, text_prompt=model.config.text_prompt
     )
-    packer = Packer(processor.tokenizer, 1)
+    several = recipe.data.several
+    packer = Packer(processor.tokenizer, 1, (1, *several.pictures) if several.share else (1,))
     rows = CaptionedRows(recipe.data, _pictures(recipe, args), packer)
     return Fwd2BotTrainer(
         model=model,

@@ -1,6 +1,7 @@
 """Evaluation and export of a tiny random model: what they measure, and what they write."""
 
 import json
+import re
 
 import pytest
 import tiny
@@ -8,11 +9,11 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
-from fwd2bot.training.evaluate import _answer_uncompressed, evaluate, format_results, main
+from fwd2bot.training.evaluate import _answer, _answer_uncompressed, _ask_several, evaluate, format_results, main
 from fwd2bot.training.export import export
-from fwd2bot.training.scenes import HARD_NEGATIVE_SORTS, QUESTION_KINDS
+from fwd2bot.training.scenes import HARD_NEGATIVE_SORTS, QUESTION_KINDS, SEVERAL_KINDS, Question, scene
 
-SIZES = {"pictures": 12, "questions": 8, "retrieval": 12, "batch_size": 40, "shapes_only": True}
+SIZES = {"pictures": 12, "questions": 8, "retrieval": 12, "several": 16, "batch_size": 40, "shapes_only": True}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,50 @@ def test_every_figure_is_there_for_every_length(results):
     assert "short caption" in format_results(results).replace("_", " ")
 
 
+def test_several_pictures_have_figures_by_kind_and_by_number_in_every_setting(results):
+    assert results["several_questions"] == 16
+    for setting in ("uncompressed", "k=1", "k=2", "k=4"):
+        assert set(results[setting]["several"]) <= {*SEVERAL_KINDS, "all"}
+        assert list(results[setting]["several_by_pictures"]) == ["2", "3", "4", "5"]
+    assert "several_by_pictures 3" in format_results(results)
+
+
+def test_each_prompt_shows_its_pictures_in_their_order():
+    """What reaches the model: the question in a prompt with as many placeholders as pictures."""
+    processor = tiny.tiny_processor()
+    asked = [((4, 1, 2), Question("which", "Which?", "none")), ((0, 3), Question("which", "Which?", "1"))]
+    read = []
+
+    def generate(shown, prompts):
+        read.append((shown, [prompt.count("<image>") for prompt in prompts]))
+        return processor(text=["yes", "1"])["input_ids"]
+
+    assert _answer(asked, processor, 10, generate) == ["yes", "1"]
+    assert read == [([(4, 1, 2), (0, 3)], [3, 2])]
+
+
+def test_prompts_of_every_number_of_pictures_are_drawn_and_the_same_each_time():
+    scenes = [scene("test", index) for index in range(40)]
+    asked = _ask_several(scenes, 80)
+    assert asked == _ask_several(scenes, 80)
+    assert [len(shown) for shown, _ in asked].count(3) == 20
+    assert {len(shown) for shown, _ in _ask_several(scenes[:3], 8)} == {2, 3}
+    assert _ask_several(scenes[:1], 5) == []
+
+
+def test_card_has_the_figures_of_several_pictures_where_there_are_some(checkpoint, results, tmp_path):
+    without = json.loads(json.dumps(results))
+    del without["several_questions"]  # as in an evaluation of an older version
+    for name, figures in (("with", results), ("without", without)):
+        (tmp_path / "figures.json").write_text(json.dumps(figures))
+        export(checkpoint, tmp_path / name, tmp_path / "figures.json")
+    assert "pictures in one prompt" not in (tmp_path / "without" / "README.md").read_text()
+    card = (tmp_path / "with" / "README.md").read_text()
+    [row] = re.findall(r"^\| 4 pictures \|.*$", card, re.MULTILINE)
+    shares = [results[name]["several_by_pictures"]["4"] for name in ("uncompressed", "k=1", "k=2", "k=4")]
+    assert row == "| 4 pictures | " + " | ".join(f"{100 * share:.1f}" for share in shares) + " |"
+
+
 def test_figures_do_not_depend_on_the_batch_size(checkpoint, results):
     other = evaluate(checkpoint, **{**SIZES, "batch_size": 7})
     assert other["k=2"] == results["k=2"]
@@ -50,7 +95,19 @@ def test_plain_backbone_is_evaluated_on_questions_alone(tmp_path):
 
 
 def test_command_line_writes_the_figures(checkpoint, tmp_path, capsys):
-    sizes = ["--pictures", "12", "--questions", "1", "--retrieval", "12", "--shapes-only", "--lengths", "2"]
+    sizes = [
+        "--pictures",
+        "12",
+        "--questions",
+        "1",
+        "--retrieval",
+        "12",
+        "--several",
+        "4",
+        "--shapes-only",
+        "--lengths",
+        "2",
+    ]
     main([str(checkpoint), *sizes, "--output", str(tmp_path / "new" / "figures.json")])
     assert "k=2" in json.loads((tmp_path / "new" / "figures.json").read_text())
     assert "hard_negatives mean" in capsys.readouterr().out
@@ -62,6 +119,7 @@ def test_command_line_writes_the_figures(checkpoint, tmp_path, capsys):
         (["--lengths", "2", "32"], r"lengths must be in 1..4 (the model's summary queries), got [2, 32]."),
         (["--retrieval", "0"], "retrieval must be in 1..12 (pictures), got 0."),
         (["--retrieval", "13"], "retrieval must be in 1..12 (pictures), got 13."),
+        (["--several", "-1"], "several must be at least 0, got -1."),
         (["--questions", "0"], "questions must be at least 1, got 0."),
         (["--pictures", "0"], "pictures must be at least 1, got 0."),
         (["--batch-size", "0"], "batch size must be at least 1, got 0."),
@@ -101,7 +159,7 @@ def test_uncompressed_and_summary_prompts_start_with_one_bos(template_writes_bos
             read.append(input_ids)
             return input_ids
 
-    _answer_uncompressed(Reader(), processor, tiny.pictures(2), prompts)
+    _answer_uncompressed(Reader(), processor, [[one] for one in tiny.pictures(2)], prompts)
     assert (read[0] == bos).sum(1).tolist() == [1, 1]
     assert (fwd2bot_processor(text=prompts)["input_ids"] == bos).sum(1).tolist() == [1, 1]
 

@@ -60,6 +60,24 @@ def test_override_inside_a_single_value_is_fatal():
         load_recipe("backbone.yaml", ["model.layers.first=1"])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.several.shares=0.5", "unknown key shares in data.several; .*share"),
+        ("data.several.share=1.5", "data.several.share is 1.5; it must be in 0..1"),
+        ("data.several.share=half", "data.several.share is 'half', of type str; it must be float"),
+        ("data.several.pictures=[1, 2]", r"data.several.pictures is \[1, 2\]; list whole numbers of 2 or more"),
+        ("data.several.pictures=[]", r"data.several.pictures is \[\]"),
+        ("data.several.questions={who: 1}", "unknown kind who in data.several.questions; choose from which, how many"),
+        ("data.several=3", "data.several is 3; give keys and values"),
+        ("data.pictures=4", "data.several.pictures asks for 5 pictures in a row, but data.pictures is 4"),
+    ],
+)
+def test_setting_of_several_pictures_that_cannot_be_is_fatal(override, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe("fwd2bot_several.yaml", [override])
+
+
 def test_unknown_kind_is_fatal(tmp_path):
     with pytest.raises(ValueError, match="backbone, fwd2bot"):
         load_recipe(write(tmp_path, kind="teacher"))

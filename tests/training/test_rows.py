@@ -39,7 +39,7 @@ def picture(index):
 
 
 def labelled(row, index=0):
-    return {**row, "pixels": np.asarray(picture(index))}
+    return {**row, "pixels": np.asarray(picture(index))[None]}
 
 
 def test_segment_is_what_the_chat_template_gives(processor):
@@ -47,7 +47,7 @@ def test_segment_is_what_the_chat_template_gives(processor):
     for conversation, (segment, _) in zip(CONVERSATIONS, packer.segments(CONVERSATIONS), strict=True):
         text = processor.apply_chat_template(conversation.messages(), tokenize=False)
         ids = processor(images=[picture(0)], text=[text], return_tensors="pt")["input_ids"][0].tolist()
-        assert packer.prefix + segment == ids
+        assert packer.prefix() + segment == ids
 
 
 def test_padding_of_the_tokenizer_does_not_reach_the_segments(tokenizer):
@@ -89,7 +89,7 @@ def test_packed_loss_equals_that_of_single_turns(processor, model):
 
 def test_pixels_are_those_of_the_image_processor(processor):
     pictures = [picture(i) for i in range(3)]
-    fast = BackboneCollator(processor).pixel_values([{"pixels": np.asarray(one)} for one in pictures])
+    fast = BackboneCollator(processor).pixel_values([{"pixels": np.asarray(one)[None]} for one in pictures])
     slow = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
     assert torch.allclose(fast, torch.as_tensor(slow), atol=1e-6)
 
@@ -97,8 +97,8 @@ def test_pixels_are_those_of_the_image_processor(processor):
 def test_conversation_that_does_not_fit_is_left_out(tokenizer):
     packer = Packer(tokenizer, 4)
     short, _ = packer.segments(CONVERSATIONS[:1])[0]
-    row = packer.row([CONVERSATIONS[2], CONVERSATIONS[0]], len(packer.prefix) + len(short))
-    assert row["input_ids"] == packer.prefix + short
+    row = packer.row([CONVERSATIONS[2], CONVERSATIONS[0]], len(packer.prefix()) + len(short))
+    assert row["input_ids"] == packer.prefix() + short
     assert set(row["segment_ids"]) == {0, 1}
 
 
@@ -113,5 +113,5 @@ def test_rows_are_the_same_each_time_and_new_in_every_round(tokenizer, tmp_path)
     assert len(rows) == 48
     assert rows[3]["input_ids"] == rows[3]["input_ids"]
     assert rows[3]["input_ids"] != rows[3 + 12]["input_ids"]
-    assert np.array_equal(rows[3]["pixels"], np.asarray(picture(3)))
+    assert np.array_equal(rows[3]["pixels"], np.asarray(picture(3))[None])
     assert np.array_equal(rows[3]["pixels"], rows[3 + 12]["pixels"])

@@ -3,14 +3,14 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
-from tiny_recipes import write_backbone_recipe, write_fwd2bot_recipe
+from tiny_recipes import write_backbone_recipe, write_fwd2bot_recipe, write_several_recipe
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from fwd2bot import Fwd2BotForConditionalGeneration
-from fwd2bot.checkpoint_fwd2bot import weights_fingerprint
 from fwd2bot.training.recipe import load_recipe
 from fwd2bot.training.train import build_trainer, main, train
 from fwd2bot.training.trainer import INCOMPLETE, StageTrainer, load_strictly, newest_checkpoint
+from fwd2bot.weights_fwd2bot import weights_fingerprint
 
 
 def losses(trainer):
@@ -41,7 +41,15 @@ def fwd2bot_run(backbone_run, tmp_path_factory):
     return recipe, folder / "run", losses(run(recipe))
 
 
-@pytest.mark.parametrize("stage", ["backbone_run", "fwd2bot_run"])
+@pytest.fixture(scope="module")
+def several_run(fwd2bot_run, tmp_path_factory):
+    """A run with several pictures to a row, which went on from a trained Fwd2Bot."""
+    folder = tmp_path_factory.mktemp("several")
+    recipe = write_several_recipe(folder, fwd2bot_run[1] / "checkpoint-4", folder / "run")
+    return recipe, folder / "run", losses(run(recipe))
+
+
+@pytest.mark.parametrize("stage", ["backbone_run", "fwd2bot_run", "several_run"])
 def test_resumed_run_has_the_losses_of_an_uninterrupted_one(stage, request):
     recipe, folder, expected = request.getfixturevalue(stage)
     resumed = losses(run(recipe, folder / "checkpoint-2"))
@@ -53,6 +61,34 @@ def test_both_losses_temperature_length_and_rates_are_logged(fwd2bot_run):
     logged = {key for entry in fwd2bot_run[2] for key in entry}
     assert {"autoregressive_loss", "temperature", "num_summary_tokens", "learning_rate_matrices"} <= logged
     assert logged & {"contrastive_loss_full", "contrastive_loss_short"}
+
+
+def test_run_on_several_pictures_starts_with_the_weights_of_the_trained_model(fwd2bot_run, several_run):
+    trained = Fwd2BotForConditionalGeneration.from_pretrained(fwd2bot_run[1] / "checkpoint-4")
+    started = build_trainer(load_recipe(several_run[0])).model
+    assert started.state_dict().keys() == trained.state_dict().keys()
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(started.state_dict()[name], tensor), name
+
+
+def test_settings_of_the_recipe_replace_those_of_the_model_that_it_starts_from(several_run):
+    overrides = ["model.config={contrastive_loss_weight: 0.3}", "model.summary_lengths=[2]"]
+    config = build_trainer(load_recipe(several_run[0], overrides)).model.config
+    assert (config.contrastive_loss_weight, config.summary_lengths) == (0.3, [2])
+
+
+def test_setting_that_the_model_does_not_know_is_refused(several_run):
+    with pytest.raises(ValueError, match="contrastive_weight"):
+        build_trainer(load_recipe(several_run[0], ["model.config={contrastive_weight: 0.3}"]))
+
+
+def test_training_on_several_pictures_moves_every_adapter(fwd2bot_run, several_run):
+    before = Fwd2BotForConditionalGeneration.from_pretrained(fwd2bot_run[1] / "checkpoint-4").state_dict()
+    model = Fwd2BotForConditionalGeneration.from_pretrained(several_run[1] / "checkpoint-4")
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    trained = set(model.trained_parameters())
+    assert moved <= trained
+    assert {name for name in trained if "lora_" in name} <= moved
 
 
 def test_trained_backbone_loads_with_every_tensor(backbone_run):

@@ -50,6 +50,18 @@ def write_backbone_recipe(folder: Path, output_dir: Path, **training) -> Path:
     return path
 
 
+def write_several_recipe(folder: Path, init_from: Path, output_dir: Path, **training) -> Path:
+    values = {
+        "kind": "fwd2bot",
+        "model": {"init_from": str(init_from), "summary_lengths": [1, 2, 4]},
+        "data": DATA | {"several": {"share": 0.7, "pictures": [2, 3]}},
+        "training": TRAINING | {"output_dir": str(output_dir)} | training,
+    }
+    path = folder / "several.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
 def write_fwd2bot_recipe(folder: Path, backbone: Path, output_dir: Path, **training) -> Path:
     values = {
         "kind": "fwd2bot",

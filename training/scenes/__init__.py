@@ -13,11 +13,13 @@ from .drawing import has_font, render
 from .negatives import HARD_NEGATIVE_SORTS, altered, hard_negatives
 from .questions import QUESTION_KINDS, TRAINING_KINDS, Question, ask
 from .scene import Scene, Thing, scene
+from .several import SEVERAL_KINDS, ask_several, companions
 
 __all__ = [
     "HARD_NEGATIVE_SORTS",
     "PROMPTS",
     "QUESTION_KINDS",
+    "SEVERAL_KINDS",
     "TRAINING_KINDS",
     "Caption",
     "Question",
@@ -27,6 +29,8 @@ __all__ = [
     "Thing",
     "altered",
     "ask",
+    "ask_several",
+    "companions",
     "corpus",
     "describe",
     "hard_negatives",

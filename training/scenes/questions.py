@@ -4,8 +4,9 @@ Every kind draws the wanted answer first and then looks for a question that has 
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .language import noun, place_phrase
 from .scene import Scene, Thing, draw_kind
@@ -89,9 +90,24 @@ def ask(scene: Scene, rng: random.Random, count: int, kinds: Sequence[str] = QUE
 
     Raises ValueError for an unknown kind or a count below 0.
     """
+    return draw_questions(_ASK, scene, rng, count, kinds)
+
+
+def draw_questions(
+    makers: Mapping[str, Callable[[Any, random.Random], tuple[str, str] | None]],
+    subject: Any,
+    rng: random.Random,
+    count: int,
+    kinds: Sequence[str],
+) -> list[Question]:
+    """The loop of `ask`: up to `count` different questions about `subject`.
+
+    Args:
+        makers: by kind, what draws text and answer, or None where this draw is not possible.
+    """
     for kind in kinds:
-        if kind not in _ASK:
-            raise ValueError(f"unknown kind of question {kind!r}; choose from {', '.join(TRAINING_KINDS)}")
+        if kind not in makers:
+            raise ValueError(f"unknown kind of question {kind!r}; choose from {', '.join(makers)}")
     if count < 0:
         raise ValueError(f"the number of questions is {count}; pass 0 or more")
     left = list(kinds)
@@ -103,7 +119,7 @@ def ask(scene: Scene, rng: random.Random, count: int, kinds: Sequence[str] = QUE
         for kind in list(left):
             if len(questions) == count:
                 break
-            asked = _ASK[kind](scene, rng)
+            asked = makers[kind](subject, rng)
             if asked is None or asked[0] in seen:
                 misses[kind] += 1
                 if misses[kind] == 4:
