@@ -30,6 +30,7 @@ OWN_PARAMETERS = (
     "skip_special_tokens", "clean_up_tokenization_spaces",
 )  # fmt: skip
 RUN_PARAMETERS = ("batch_size", "num_workers", "progress")
+MAX_NEW_TOKENS = 256
 
 
 class AnswerPipeline(BatchedPipeline):
@@ -45,8 +46,7 @@ class AnswerPipeline(BatchedPipeline):
     Unless the call or the model's generation config say otherwise, an answer has at most 256 tokens.
     """
 
-    _pipeline_calls_generate = True
-    _default_generation_config = GenerationConfig(max_new_tokens=256)
+    own_parameters = OWN_PARAMETERS  # for messages
 
     def __call__(self, questions: Any, *, images: Any = None, summary: Any = None, **kwargs: Any) -> Any:
         """Answer one question, a list of questions, or a stream of rows.
@@ -133,7 +133,8 @@ class AnswerPipeline(BatchedPipeline):
         if twice:
             raise ValueError(f"{twice} was given twice, in generate_kwargs and as an argument. Use one of the two.")
         generate = {**(generate_kwargs or {}), **generate}
-        _check_generate_names(generate, type(self).__name__)
+        _check_generate_names(generate, self)
+        generate = {**_settings(generate.pop("generation_config", None)), **generate}
         if stop_sequence is not None:
             generate["stop_strings"] = [stop_sequence] if isinstance(stop_sequence, str) else list(stop_sequence)
         if generate.get("stop_strings"):
@@ -163,17 +164,34 @@ class AnswerPipeline(BatchedPipeline):
         num_summary_tokens: int | None = None,
         generate_kwargs: dict[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
-        generate_kwargs = self._prepare_generate_kwargs(generate_kwargs or {}, return_dict_in_generate=False)
+        generate_kwargs = self._generate_arguments(generate_kwargs or {}, return_dict_in_generate=False)
         summary = self._summary(items, num_summary_tokens)
         inputs = self.processor(text=[item["prompt"] for item in items]).to(self.device)
         output = self.model.generate_from_summary(summary, **inputs, **generate_kwargs)
-        new = output[:, inputs["input_ids"].shape[1] :]  # (B * num_return_sequences, T)
-        settings = self._get_set_generation_params(generate_kwargs)
+        answers = self._new_ids(output, inputs["input_ids"], generate_kwargs)
+        return [{"question": item["question"], "ids": ids} for item, ids in zip(items, answers, strict=True)]
+
+    def _generate_arguments(self, generate_kwargs: dict[str, Any], **fixed: Any) -> dict[str, Any]:
+        """Arguments of `generate()`, with our limit of the length where neither they nor the model have one."""
+        arguments = {**generate_kwargs, **fixed}
+        settings = self._generation_settings(arguments)
+        if settings.get("max_new_tokens") is None and settings.get("max_length") is None:
+            arguments["max_new_tokens"] = MAX_NEW_TOKENS
+        return arguments
+
+    def _generation_settings(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What holds in `generate()`: the arguments, and what the model's generation config sets."""
+        return {**_settings(self.model.generation_config), **arguments}
+
+    def _new_ids(
+        self, output: torch.Tensor, input_ids: torch.Tensor, generate_kwargs: dict[str, Any]
+    ) -> list[list[torch.Tensor]]:
+        """The answers to each of the prompts `(B, L)` in what `generate()` returned, as ids without padding."""
+        new = output[:, input_ids.shape[1] :]  # (B * num_return_sequences, T)
+        settings = self._generation_settings(generate_kwargs)
         ends, padding = (_token_ids(settings.get(name), new) for name in ("eos_token_id", "pad_token_id"))
-        return [
-            {"question": item["question"], "ids": [_without_padding(one, ends, padding) for one in ids]}
-            for item, ids in zip(items, new.reshape(len(items), -1, new.shape[-1]), strict=True)
-        ]
+        rows = new.reshape(len(input_ids), -1, new.shape[-1])
+        return [[_without_padding(one, ends, padding) for one in row] for row in rows]
 
     def _summary(self, items: list[dict[str, Any]], num_summary_tokens: int | None) -> Any:
         """The summaries of all items in the order of their placeholders; all pictures are compressed together.
@@ -215,6 +233,17 @@ class AnswerPipeline(BatchedPipeline):
         return [{"generated_text": answer} for answer in answers]
 
 
+def _settings(config: GenerationConfig | None) -> dict[str, Any]:
+    """What a generation config sets, as arguments of `generate()`: it deprecates taking both together."""
+    if config is None:
+        return {}
+    if not isinstance(config, GenerationConfig):
+        raise TypeError(f"generation_config must be a transformers.GenerationConfig, got {type(config).__name__}.")
+    default = {name: value for name, value in vars(GenerationConfig()).items() if not name.startswith("_")}
+    default.pop("transformers_version", None)
+    return {name: getattr(config, name) for name, value in default.items() if getattr(config, name) != value}
+
+
 def _token_ids(value: Any, like: torch.Tensor) -> torch.Tensor:
     """A setting of `generate()`, None, an id or several, as a tensor of ids."""
     return torch.as_tensor([] if value is None else value, dtype=like.dtype, device=like.device).reshape(-1)
@@ -234,16 +263,17 @@ def _full_text(question: Any, answer: str) -> Any:
     return [*question, {"role": "assistant", "content": answer}]
 
 
-def _check_generate_names(given: Mapping[str, Any], name: str) -> None:
+def _check_generate_names(given: Mapping[str, Any], pipeline: AnswerPipeline) -> None:
     """Raise `TypeError` for an argument that `generate()` does not have."""
+    pipelines_own = (*pipeline.own_parameters, *RUN_PARAMETERS)
     own = {"self", "inputs", "kwargs"}
     allowed = {key for key in vars(GenerationConfig()) if not key.startswith("_")}
     allowed |= set(inspect.signature(GenerationMixin.generate).parameters) - own | {"tokenizer"}
     for key in given:
         if key not in allowed:
-            near = difflib.get_close_matches(key, [*allowed, *OWN_PARAMETERS, *RUN_PARAMETERS], n=1)
+            near = difflib.get_close_matches(key, [*allowed, *pipelines_own], n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise TypeError(
-                f"{name} has no argument {key!r}.{hint} It takes {', '.join((*OWN_PARAMETERS, *RUN_PARAMETERS))} and "
+                f"{type(pipeline).__name__} has no argument {key!r}.{hint} It takes {', '.join(pipelines_own)} and "
                 "the arguments of generate()."
             )

@@ -52,13 +52,13 @@ class BatchedPipeline(Pipeline):
     def __init__(self, *args: Any, progress: bool | None = None, **kwargs: Any):
         self._progress = progress
         super().__init__(*args, **kwargs)
-        _check_model(self.model, type(self).__name__)
+        check_model(self.model, type(self).__name__)
         if self.processor is None:
             raise ValueError(
                 f"{type(self).__name__} needs a processor beside the model. Give "
                 "processor=AutoProcessor.from_pretrained(path), or name the checkpoint: pipeline(task, model=path)."
             )
-        _check_fit(self.processor, self.model)
+        check_fit(self.processor, self.model)
 
     def __call__(
         self,
@@ -278,7 +278,7 @@ def refuse_unknown(unknown: Mapping[str, Any], pipeline: Pipeline, allowed: Iter
         )
 
 
-def _check_model(model: Any, name: str) -> None:
+def check_model(model: Any, name: str) -> None:
     """Raise `TypeError` unless the model has what the pipelines use; its class may be of another copy of the code."""
     if not all(hasattr(model, method) for method in ("compress", "embed", "generate_from_summary")):
         raise TypeError(
@@ -288,7 +288,7 @@ def _check_model(model: Any, name: str) -> None:
         )
 
 
-def _check_fit(processor: Any, model: Any) -> None:
+def check_fit(processor: Any, model: Any) -> None:
     """Raise `ValueError` unless the processor makes the inputs that the model was trained on."""
     values = {
         "image_prompt": model.config.image_prompt,

@@ -6,17 +6,19 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .answer_pipeline import AnswerPipeline
 from .compress_pipeline import CompressPipeline
 from .embedded import checkpoint_path
+from .rag_pipeline import RagPipeline
 from .retrieval_pipeline import RetrievalPipeline
 
 PIPELINES = {
     "fwd2bot-compress": CompressPipeline,
     "fwd2bot-retrieval": RetrievalPipeline,
     "fwd2bot-answer": AnswerPipeline,
+    "fwd2bot-rag": RagPipeline,
 }
 
 
 def register() -> None:
-    """Register the three tasks, with the checkpoint inside the package as the default model."""
+    """Register the tasks, with the checkpoint inside the package as the default model."""
     for task, pipeline_class in PIPELINES.items():
         if task not in PIPELINE_REGISTRY.get_supported_tasks():
             PIPELINE_REGISTRY.register_pipeline(

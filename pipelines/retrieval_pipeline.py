@@ -1,5 +1,6 @@
 """`fwd2bot-retrieval`: pictures by a sentence, sentences by a picture, from one embedding space."""
 
+import importlib
 import os
 from collections.abc import Mapping, Sized
 from functools import partial
@@ -21,7 +22,7 @@ from .pipeline_batches import (
 from .pipeline_memory import CandidateMemory, picture_key
 
 PARAMETERS = (
-    "images", "summary", "texts", "top_k", "num_summary_tokens", "batch_size", "num_workers", "progress"
+    "images", "summary", "texts", "top_k", "where", "num_summary_tokens", "batch_size", "num_workers", "progress"
 )  # fmt: skip
 MEMORY_SIZE = 100_000  # embeddings
 
@@ -34,15 +35,23 @@ class RetrievalPipeline(BatchedPipeline):
     pipe("a dog on a green field", images=["a.jpg", "b.jpg"], top_k=1)     # [{"score": 0.71, "index": 1}]
     pipe(["a dog", "a cat"], summary=summary)                              # a list of such lists
     pipe(Path("a.jpg"), texts=["a dog", "a cat"])
+    pipeline("fwd2bot-retrieval", store="pictures.store")("a dog", where="year > 2020")   # [{"id": …, "score": …, …}]
     ```
 
     Args:
         memory_size: number of candidates whose embeddings are remembered between calls.
+        store: a `SummaryStore` that this model made, or its path; it is searched in place of candidates. Sentences
+            need a model of `stage="text"` or a whole one.
+
+    Raises:
+        FileNotFoundError, ValueError: for a path without a store, or a store of another model.
+        ImportError: for a store without the package fwd2bot and its extra `store`.
     """
 
-    def __init__(self, *args: Any, memory_size: int = MEMORY_SIZE, **kwargs: Any):
+    def __init__(self, *args: Any, memory_size: int = MEMORY_SIZE, store: Any = None, **kwargs: Any):
         self._memory = CandidateMemory(memory_size)
         super().__init__(*args, **kwargs)
+        self.store = None if store is None else open_store(store, self.model, self.processor)
 
     def __call__(
         self, queries: Any, *, images: Any = None, summary: Any = None, texts: Any = None, **kwargs: Any
@@ -54,8 +63,10 @@ class RetrievalPipeline(BatchedPipeline):
                 `{"image": …}` with any picture, a URL too; or a summary of one picture. Or a list, or a data set or an
                 iterator of these. A `str` is always a sentence.
             images, summary, texts: the candidates, exactly one of the three: pictures as `fwd2bot-compress` takes
-                them, a `Fwd2BotSummary` (or a `(N, k, d)` tensor), or sentences.
+                them, a `Fwd2BotSummary` (or a `(N, k, d)` tensor), or sentences. None of them where the pipeline has
+                a store.
             top_k: how many are returned, 5 by default; None for all.
+            where: an SQL filter on the columns of the store, see `SummaryStore.search`.
             num_summary_tokens: length k at which query and candidates are embedded. Default: that of the given
                 summaries, otherwise the largest that the model has.
             batch_size, num_workers, progress: see [`BatchedPipeline`].
@@ -67,6 +78,7 @@ class RetrievalPipeline(BatchedPipeline):
 
         Returns:
             For one query `[{"score": float, "index": int}, …]`, best first, equal scores in the candidates' order.
+            From a store, which has no order, "id", "source", "page" and "metadata" stand in place of "index".
             For a list of queries a list of such lists; for a data set or an iterator an iterator of them.
 
         Raises:
@@ -76,6 +88,10 @@ class RetrievalPipeline(BatchedPipeline):
         """
         given = {"images": images, "summary": summary, "texts": texts}
         given = {name: value for name, value in given.items() if value is not None}
+        if self.store is not None:
+            return self._search_store(queries, given, kwargs)
+        if {**self._postprocess_params, **kwargs}.get("where") is not None:
+            raise ValueError("where filters the rows of a store. Make the pipeline with store=…, or leave it out.")
         if len(given) != 1:
             raise ValueError(
                 "Give exactly one of images, summary and texts as the candidates, got "
@@ -84,8 +100,7 @@ class RetrievalPipeline(BatchedPipeline):
         running = {name: kwargs.pop(name) for name in ("batch_size", "num_workers", "progress") if name in kwargs}
         _, forward_params, _ = self._sanitize_parameters(**kwargs)
         length = {**self._forward_params, **forward_params}.get("num_summary_tokens")
-        to_query = partial(_query, summary_width=self.summary_width)
-        queries = to_query(queries) if _is_one(queries) else each_input(queries, to_query, "query")
+        queries = self._queries(queries)
 
         if summary is not None:
             check_summary(summary, self.summary_width)
@@ -96,6 +111,22 @@ class RetrievalPipeline(BatchedPipeline):
             name, values = given.popitem()
             candidates = self._embed_items(name, values, kwargs["num_summary_tokens"], running)
         return super().__call__(queries, candidates=candidates, **kwargs, **running)
+
+    def _search_store(self, queries: Any, given: dict, kwargs: dict) -> Any:
+        """The store's rows for each query; embeddings of several queries are made in batches."""
+        if given:
+            raise ValueError(f"The pipeline searches {self.store!r}. Leave out {' and '.join(given)}.")
+        length = self.store.config.num_summary_tokens
+        asked = kwargs.pop("num_summary_tokens", self._forward_params.get("num_summary_tokens"))
+        if asked not in (None, length):
+            raise ValueError(
+                f"The summaries of {self.store!r} have {length} tokens, not {asked!r} (num_summary_tokens)."
+            )
+        return super().__call__(self._queries(queries), num_summary_tokens=length, in_store=True, **kwargs)
+
+    def _queries(self, queries: Any) -> Any:
+        to_query = partial(query_item, summary_width=self.summary_width)
+        return to_query(queries) if _is_one(queries) else each_input(queries, to_query, "query")
 
     def forget(self) -> None:
         """Forget the candidates of earlier calls."""
@@ -154,7 +185,8 @@ class RetrievalPipeline(BatchedPipeline):
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         forward = {name: parameters.pop(name) for name in ("num_summary_tokens",) if name in parameters}
-        ranking = {name: parameters.pop(name) for name in ("top_k", "candidates") if name in parameters}
+        ranking = ("top_k", "where", "candidates", "in_store")
+        ranking = {name: parameters.pop(name) for name in ranking if name in parameters}
         refuse_unknown(parameters, self, PARAMETERS)
         top_k = ranking.get("top_k")
         if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
@@ -188,9 +220,16 @@ class RetrievalPipeline(BatchedPipeline):
         return torch.cat([self.model.embed(summary=summary, num_summary_tokens=length) for summary in summaries])
 
     def postprocess(
-        self, embedding: torch.Tensor, candidates: torch.Tensor | None = None, top_k: int | None = 5
+        self,
+        embedding: torch.Tensor,
+        candidates: torch.Tensor | None = None,
+        top_k: int | None = 5,
+        where: str | None = None,
+        in_store: bool = False,
     ) -> torch.Tensor | list[dict[str, Any]]:
-        """The embedding itself `(d,)`, or the ranking of `candidates` `(N, d)`."""
+        """The embedding itself `(d,)`, or the ranking of `candidates` `(N, d)` or of the rows of the store."""
+        if in_store:
+            return self.store.search(embedding, top_k or max(len(self.store), 1), where=where)
         if candidates is None:
             return embedding
         scores, order = (candidates @ embedding).sort(descending=True, stable=True)  # (N,)
@@ -198,11 +237,30 @@ class RetrievalPipeline(BatchedPipeline):
         return [{"score": score, "index": index} for score, index in ranking]
 
 
+def open_store(store: Any, model: Any, processor: Any) -> Any:
+    """The `SummaryStore` at a path, or one that is open, with the model that made it.
+
+    Raises:
+        TypeError, FileNotFoundError, ValueError: for what is no store, or one of another model.
+        ImportError: without the package fwd2bot and its extra `store`.
+    """
+    path = getattr(store, "path", store)
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"store must be a SummaryStore or the path of one, got {type(store).__name__}.")
+    try:
+        # By its name: transformers takes an import statement, wherever it stands in a file on the Hub, for a package
+        # without which the file cannot be used.
+        module = importlib.import_module("fwd2bot.pipelines.store")
+    except ImportError as error:
+        raise ImportError(f'A store needs `pip install "fwd2bot[store]"`: {error}.') from error
+    return module.SummaryStore.open(path, model, processor)
+
+
 def _is_one(queries: Any) -> bool:
     return is_picture(queries) or is_summary(queries) or isinstance(queries, Mapping)
 
 
-def _query(value: Any, summary_width: int) -> dict[str, Any]:
+def query_item(value: Any, summary_width: int) -> dict[str, Any]:
     """A query as an item of the pipeline: `{"text": …}`, `{"image": …}` or `{"summary": …}`, that on the CPU."""
     if isinstance(value, Mapping):
         kinds = [kind for kind in ("text", "image") if kind in value]

@@ -187,9 +187,31 @@ def test_generation_arguments_may_be_set_when_the_pipeline_is_made(vivid_fwd2bot
     assert len(ids) == 3
 
 
-def test_answer_has_at_most_256_tokens_by_default(vivid_fwd2bot, tiny_processor):
-    pipe = make(vivid_fwd2bot, tiny_processor)
-    assert pipe._prepare_generate_kwargs({})["max_new_tokens"] == 256
+def test_generation_config_may_not_be_a_dict(answer, pictures):
+    with pytest.raises(TypeError, match="generation_config must be a transformers.GenerationConfig, got dict"):
+        answer(QUESTION, images=pictures(1)[0], generation_config=SHORT)
+
+
+@pytest.fixture
+def endless(vivid_fwd2bot, tiny_processor, pictures):
+    """How many tokens an answer has that only its greatest length ends; takes fields of the model's own config."""
+
+    def ask(**model_says):
+        model = copy.deepcopy(vivid_fwd2bot)
+        model.generation_config.update(**model_says, eos_token_id=None, do_sample=False)
+        [output] = make(model, tiny_processor)(QUESTION, images=pictures(1)[0], return_tensors=True)
+        return len(output["generated_token_ids"])
+
+    return ask
+
+
+def test_answer_has_at_most_256_tokens_by_default(endless):
+    assert endless() == 256
+
+
+def test_longest_answer_is_that_of_the_models_own_config(endless):
+    assert endless(max_new_tokens=5) == 5
+    assert 0 < endless(max_length=100) < 100  # which counts the prompt
 
 
 def test_streamer_sees_the_answer_token_by_token(answer, tiny_processor, pictures):

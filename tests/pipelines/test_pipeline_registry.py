@@ -173,6 +173,7 @@ def test_all_tasks_run_from_the_folder_alone(checkpoint, picture, tmp_path):
     assert {path.name for path in saved.iterdir()} == {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.usefixtures("deprecations_are_theirs")
 def test_built_in_image_text_to_text_answers_as_ours(vivid_fwd2bot, tiny_processor, answer, pictures):
     pipe = pipeline("image-text-to-text", model=vivid_fwd2bot, processor=tiny_processor, device="cpu")
     options = {"max_new_tokens": 4, "return_full_text": False}
@@ -186,6 +187,20 @@ def test_built_in_image_text_to_text_answers_as_ours(vivid_fwd2bot, tiny_process
     assert output["generated_text"].strip() == expected["generated_text"]
     outputs = pipe(text=[chat, chat], **options)
     assert [output[0]["generated_text"].strip() for output in outputs] == [expected["generated_text"]] * 2
+
+
+@pytest.mark.usefixtures("deprecations_are_theirs")
+def test_built_in_image_text_to_text_hands_on_the_arguments_of_generate(vivid_fwd2bot, tiny_processor, pictures):
+    pipe = pipeline("image-text-to-text", model=vivid_fwd2bot, processor=tiny_processor, device="cpu")
+    prompt = "<s>USER: <image>\nWhat? ASSISTANT:"
+    options = {"max_new_tokens": 4, "num_summary_tokens": 2, "num_beams": 3}
+    outputs = pipe(images=pictures(1)[0], text=prompt, generate_kwargs=options, return_full_text=False)
+    inputs = tiny_processor(images=pictures(1), text=prompt)
+    ids = vivid_fwd2bot.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+    expected = tiny_processor.batch_decode(ids, skip_special_tokens=True)
+    assert [output["generated_text"] for output in outputs] == expected
+    greedy = vivid_fwd2bot.generate(**inputs, max_new_tokens=4)[:, inputs["input_ids"].shape[1] :]
+    assert tiny_processor.batch_decode(greedy, skip_special_tokens=True) != expected
 
 
 def test_saved_pipeline_loads_again(compress, tmp_path, pictures):

@@ -1,0 +1,195 @@
+"""Commands that find pictures in a store and answer questions about them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .models import ModelOptions, load, open_store
+from .options import (
+    Candidates,
+    Debug,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Rerank,
+    Revision,
+    Show,
+    Store,
+    TopK,
+    TrustRemoteCode,
+    Where,
+)
+from .printing import print_json, print_table, printable, say
+from .showing import check_show_path, write_page
+
+if TYPE_CHECKING:
+    from fwd2bot.pipelines.store import SummaryStore
+
+ANSWERS_AT_ONCE = 8
+
+
+def search(
+    store: Store,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="What the pictures show.")] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="FILE", help="A picture (file or URL) instead of a text.")
+    ] = None,
+    top_k: TopK = 5,
+    where: Where = None,
+    rerank: Rerank = None,
+    candidates: Candidates = 50,
+    show: Show = None,
+    model: Model = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Find the pictures that fit a text, or that are like a picture.
+
+    \b
+    fwd2bot search photos.store "a dog on a green field"
+    fwd2bot search photos.store --image dog.jpg --top-k 20 --show hits.html
+    fwd2bot search photos.store "a red car" --where "year > 2020" --json | jq -r '.hits[].source'
+    """
+    if (text is None) == (image is None):
+        raise typer.BadParameter("Give a TEXT or --image FILE, one of the two.", param_hint="TEXT")
+    check_show_path(show)
+    query = text if image is None else image if _is_url(image) else Path(image)
+    if isinstance(query, Path) and not query.is_file():
+        raise FileNotFoundError(f"{image!r} does not exist or is no file.")
+    options = ModelOptions(model, revision, trust_remote_code, device, dtype)
+    opened, _, _ = _open(store, options, "text" if image is None else "compress")
+    hits = opened.search(
+        {"image": query} if _is_url(image) else query, top_k, where=where, rerank=rerank, candidates=candidates
+    )
+    shown = write_page(show, text or image, [(None, hits)])
+    if as_json:
+        print_json({"store": store, "query": text, "image": image, "hits": hits, "shown": shown})
+    elif hits:
+        _print_hits(hits)
+    else:
+        say("No picture was found: the store is empty, or --where leaves none.")
+
+
+def ask(
+    store: Store,
+    question: Annotated[str, typer.Argument(metavar="QUESTION")],
+    ids: Annotated[
+        list[str] | None, typer.Option("--id", metavar="ID", help="Ask about this picture; may be repeated.")
+    ] = None,
+    find: Annotated[
+        str | None,
+        typer.Option("--search", metavar="TEXT", help="What the picture shows. Default: find it by the question."),
+    ] = None,
+    top_k: TopK = 1,
+    where: Where = None,
+    rerank: Rerank = None,
+    candidates: Candidates = 50,
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together", help="One answer from all pictures at once; the model must have been trained for it."
+        ),
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 256,
+    show: Show = None,
+    model: Model = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Answer a question from summaries alone.
+
+    It is about the pictures of the store that fit best, or those of --id. No picture is opened.
+
+    \b
+    fwd2bot ask photos.store "What colour is the car?" --search "a car in the snow"
+    fwd2bot ask photos.store "How many dogs are there?" --id 0c5ab3d1 --id 77aa0912
+    fwd2bot ask photos.store "Is there a cat?" --top-k 3 --json
+    """
+    if ids and (find is not None or where is not None or rerank is not None):
+        raise typer.BadParameter("It names the pictures; leave out --search, --where and --rerank.", param_hint="--id")
+    check_show_path(show)
+    options = ModelOptions(model, revision, trust_remote_code, device, dtype)
+    if ids:
+        opened, *loaded = _open(store, options, "generate", ids)
+        rows = opened.get(ids)
+        hits = [{name: row[name] for name in ("id", "source", "page", "metadata")} | {"score": None} for row in rows]
+    else:
+        opened, *loaded = _open(store, options, "text")
+        hits = opened.search(
+            question if find is None else find, top_k, where=where, rerank=rerank, candidates=candidates
+        )
+    if not hits:
+        raise ValueError("There is no picture to ask about: the store is empty, or --where leaves none.")
+    groups = [hits] if together else [[hit] for hit in hits]
+    found = opened.summary([hit["id"] for hit in hits])
+    texts = _answers(question, found, together, max_new_tokens, *loaded)
+    answers = [{"answer": answer, "pictures": group} for answer, group in zip(texts, groups, strict=True)]
+    shown = write_page(show, question, [(one["answer"], one["pictures"]) for one in answers])
+    if as_json:
+        print_json({"store": store, "question": question, "answers": answers, "shown": shown})
+    elif len(answers) == 1:
+        print(printable(answers[0]["answer"]))
+        for hit in hits:
+            say(f"from {hit['source'] or hit['id']}")
+    else:
+        rows = [
+            (one["answer"], _score(hit), hit["id"], hit["source"] or "") for one in answers for hit in one["pictures"]
+        ]
+        print_table(["answer", "score", "id", "source"], rows)
+
+
+def _open(
+    path: str, options: ModelOptions, stage: str, ids: list[str] | None = None
+) -> tuple["SummaryStore", Any, Any]:
+    """A store, its model and processor; what is wrong with store or ids is told before a model is loaded."""
+    opened = open_store(path)
+    if ids:
+        opened.get(ids)
+    model, processor = load(options.or_of_store(opened.config), stage)
+    return open_store(path, model, processor), model, processor
+
+
+def _answers(
+    question: str, summary: Any, together: bool, max_new_tokens: int, model: Any, processor: Any
+) -> list[str]:
+    """One answer for each summary, or one from all of them."""
+    from transformers import pipeline
+
+    pipe = pipeline("fwd2bot-answer", model=model, processor=processor, device=model.device)
+    settings = {"max_new_tokens": max_new_tokens, "do_sample": False}  # the same command gives the same answer
+    if together:
+        return [pipe(question, summary=summary, **settings)[0]["generated_text"]]
+    answers = pipe([question] * len(summary), summary=summary, batch_size=ANSWERS_AT_ONCE, progress=False, **settings)
+    return [answer[0]["generated_text"] for answer in answers]
+
+
+def _print_hits(hits: list[dict[str, Any]]) -> None:
+    names = list(hits[0]["metadata"])
+    rows = [
+        (
+            _score(hit),
+            hit["id"],
+            hit["source"] or "",
+            *("" if hit["metadata"][name] is None else hit["metadata"][name] for name in names),
+        )
+        for hit in hits
+    ]
+    print_table(["score", "id", "source", *names], rows)
+
+
+def _score(hit: dict[str, Any]) -> str:
+    return "" if hit["score"] is None else f"{hit['score']:.3f}"
+
+
+def _is_url(text: str | None) -> bool:
+    return text is not None and text.startswith(("http://", "https://"))

@@ -1,0 +1,195 @@
+"""Commands that fill, keep and export a store."""
+
+import glob
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .models import ModelOptions, load, open_store
+from .options import BatchSize, Debug, Device, Dtype, Json, Model, Revision, Store, Tokens, TrustRemoteCode
+from .printing import print_fields, print_json, print_table, say, size
+
+PICTURES_FAILED = 3  # exit code
+LISTED = 20  # pictures that failed, in the text
+FORMATS = {".parquet": "parquet", ".jsonl": "jsonl"}
+
+
+def index(
+    ctx: typer.Context,
+    pictures: Annotated[
+        list[str],
+        typer.Argument(metavar="PICTURES", help="Folders, globs, files, URLs, parquet files with a column 'image'."),
+    ],
+    store: Annotated[str, typer.Option("--store", "-s", metavar="STORE", help="Made when it is not there.")],
+    num_summary_tokens: Tokens = None,
+    codec: Annotated[
+        Literal["fp16", "int8", "int4"] | None, typer.Option(help="How the summaries of a new store are written.")
+    ] = None,
+    batch_size: BatchSize = 16,
+    commit_every: Annotated[
+        int, typer.Option(min=1, help="Pictures after which what was done is kept for good.")
+    ] = 512,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first picture that cannot be used.")] = False,
+    model: Model = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Put pictures into a store. Stopped anyhow, the same command goes on where it was.
+
+    A file that is in the store is skipped unread; one that has changed replaces its row. Pictures that cannot be
+    used are listed with the reason, and the exit code is 3 then.
+
+    \b
+    fwd2bot index photos/ --store photos.store
+    fwd2bot index 'scans/**/*.jpg' more/ rows.parquet --store all.store -k 8
+    fwd2bot index photos/ --store photos.store --model you/your-fwd2bot --device cuda --batch-size 64
+    """
+    ctx.meta["interrupted"] = "What was committed stays in the store; the same command goes on from there."
+    sources = _expand(pictures)
+    from fwd2bot.pipelines.store import SummaryStore
+    from fwd2bot.pipelines.store.table import exists
+
+    options = ModelOptions(model, revision, trust_remote_code, device, dtype)
+    if exists(store):
+        config = SummaryStore.open(store).config
+        for name, found, asked in (
+            ("-k", config.num_summary_tokens, num_summary_tokens),
+            ("--codec", config.codec, codec),
+        ):
+            if asked not in (None, found):
+                raise ValueError(
+                    f"{store} was made with {name} {found}, not {asked}. Leave {name} out, or make a new store."
+                )
+        opened = SummaryStore.open(store, *load(options.or_of_store(config), "compress"))
+    else:
+        given = {} if codec is None else {"codec": codec}
+        loaded = load(options.or_embedded(), "compress")
+        opened = SummaryStore.create(store, *loaded, num_summary_tokens=num_summary_tokens, **given)
+    report = opened.add(sources, batch_size=batch_size, commit_every=commit_every, strict=strict, progress=_progress())
+    counts = {name: getattr(report, name) for name in ("added", "updated", "duplicates", "skipped")}
+    if as_json:
+        failed = [{"source": source, "reason": reason} for source, reason in report.failed]
+        figures = {"seconds": report.seconds, "rate": report.rate}
+        print_json({"store": store, **counts, "failed": failed, "rows": len(opened), **figures})
+    else:
+        done = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        print(f"{done}, {len(report.failed):,} failed in {report.seconds:.1f} s ({report.rate:.1f} pictures/s).")
+        print(f"{store} holds {len(opened):,} pictures.")
+    for source, reason in report.failed[:LISTED]:
+        say(f"failed: {source}: {reason}")
+    if len(report.failed) > LISTED:
+        say(f"failed: {len(report.failed) - LISTED:,} more; --json lists all.")
+    if report.failed:
+        raise typer.Exit(PICTURES_FAILED)
+
+
+def stats(store: Store, as_json: Json = False, debug: Debug = False) -> None:
+    """What a store holds, how large it is and what made it.
+
+    \b
+    fwd2bot stats photos.store
+    fwd2bot stats photos.store --json | jq .rows
+    """
+    found = open_store(store).stats()
+    if as_json:
+        print_json(found)
+        return
+    sizes = {"bytes": size(found["bytes"]), "bytes_per_image": size(found["bytes_per_image"])}
+    parts = {
+        name: ", ".join(f"{key} {value}" for key, value in (found[name] or {}).items())
+        for name in ("bytes_by_column", "metadata", "index")
+    }
+    print_fields({name: value for name, value in (found | sizes | parts).items() if value != ""})
+
+
+def delete(
+    store: Store,
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="As search and --json print them.")],
+    purge: Annotated[bool, typer.Option("--purge", help="Free the bytes at once; readers may get an error.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Delete pictures from a store.
+
+    The files that they were made of are not touched.
+
+    \b
+    fwd2bot delete photos.store 0c5ab3d1 77aa0912
+    fwd2bot delete photos.store 0c5ab3d1 --purge --yes
+    """
+    opened = open_store(store)
+    ids = list(dict.fromkeys(ids))
+    rows = opened.get(ids)
+    if not yes:
+        if not as_json:
+            print_table(["id", "source"], [(row["id"], row["source"] or "") for row in rows])
+        typer.confirm(f"Delete {len(ids)} picture(s) from {store}?", abort=True, err=True)
+    opened.delete(ids, purge=purge)
+    if as_json:
+        print_json({"store": store, "deleted": ids, "purged": purge, "rows": len(opened)})
+    else:
+        print(f"{len(ids):,} deleted; {store} holds {len(opened):,} pictures.")
+
+
+def export(
+    store: Store,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="What to write; a folder for numpy.")],
+    format: Annotated[
+        Literal["parquet", "jsonl", "numpy"] | None, typer.Option(help="Default: by the ending of --to.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a store for other programs.
+
+    Ids, vectors and metadata, as vector databases import them.
+
+    \b
+    fwd2bot export photos.store --to photos.parquet
+    fwd2bot export photos.store --to photos.jsonl
+    fwd2bot export photos.store --to photos-arrays --format numpy
+    """
+    chosen = format or FORMATS.get(to.suffix)
+    if chosen is None:
+        raise typer.BadParameter(
+            f"{str(to)!r} ends in none of {', '.join(FORMATS)}. Choose with --format.", param_hint="--to"
+        )
+    opened = open_store(store)
+    rows = len(opened)
+    opened.export(to, chosen)
+    if as_json:
+        print_json({"store": store, "file": str(to), "format": chosen, "rows": rows})
+    else:
+        print(f"{rows:,} pictures written to {to}.")
+
+
+def _expand(pictures: list[str]) -> Any:
+    """The sources as `SummaryStore.add` takes them: globs become their files; what is not there is an error."""
+    sources: list[str] = []
+    for one in pictures:
+        if one.startswith(("http://", "https://")) or os.path.lexists(one):
+            sources.append(one)
+            continue
+        found = sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else []
+        if not found:
+            raise FileNotFoundError(f"{one!r} does not exist, and no file fits it as a pattern.")
+        sources += found
+    if len(sources) == 1:
+        return sources[0]
+    # A list has a known length, which its progress bar shows; folders and parquet files hold more than one picture.
+    if all(os.path.isfile(one) and not one.endswith(".parquet") for one in sources):
+        return sources
+    return iter(sources)
+
+
+def _progress() -> bool | None:
+    """A progress bar after two seconds where somebody watches."""
+    return None if sys.stderr.isatty() else False

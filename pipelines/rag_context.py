@@ -1,0 +1,96 @@
+"""What `fwd2bot-rag` and its chat have in common: what finds pictures, the originals, room in the context, numbers."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from .answer_inputs import is_chat
+
+_NUMBERS = r"\d+(?:(?:\s*,\s*(?:and\s+|or\s+)?|\s+and\s+|\s+or\s+|\s*&\s*)\d+)*"
+_NAMED = re.compile(rf"\b(?:pictures?|images?|photos?)\s+(?:no\.\s*|numbers?\s+|#)?({_NUMBERS})\b", re.IGNORECASE)
+_BARE = re.compile(rf"\s*({_NUMBERS})\s*\.?\s*")
+_WHICH = re.compile(r"\bwhich\b", re.IGNORECASE)
+
+
+def question_text(question: Any) -> str:
+    """The words of a question: a `str`, or of a chat the last message of the user.
+
+    Raises:
+        TypeError, ValueError: for what is no question, or one without words.
+    """
+    if not isinstance(question, str) and not is_chat(question):
+        raise TypeError(f"A question must be a str or a chat (a list of messages), got {type(question).__name__}.")
+    text = question if isinstance(question, str) else _last_words(question)
+    if not text.strip():
+        raise ValueError("The question is empty. Give at least one word.")
+    return text
+
+
+def _last_words(chat: Sequence[Mapping[str, Any]]) -> str:
+    content = next((message["content"] for message in reversed(chat) if message["role"] == "user"), "")
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part.get("type") == "text" and "text" in part)
+
+
+def named_pictures(question: str, answer: str, count: int) -> list[int]:
+    """The numbers of pictures that an answer names, in 1..count, in its order.
+
+    A reading of the words, in English, and no more: the numbers behind "picture" or "image" ("pictures 1 and 3"), and
+    those of an answer that consists of numbers alone ("1 and 3"), if the question asks "which"; asked "how many", the
+    same "2" is a count. Whether the model looked at these pictures it does not tell.
+    """
+    found = _NAMED.findall(answer)
+    bare = _BARE.fullmatch(answer)
+    if bare and _WHICH.search(question):
+        found.append(bare[1])
+    numbers = [int(number) for part in found for number in re.findall(r"\d+", part)]
+    return [number for number in dict.fromkeys(numbers) if 1 <= number <= count]
+
+
+def check_room(model: Any, num_tokens: int, settings: Mapping[str, Any], pictures: str) -> None:
+    """Raise `ValueError` where a prompt and its answer do not fit into what the model reads.
+
+    Args:
+        num_tokens: of the longest prompt, with its pictures in place.
+        settings: of `generate()`.
+        pictures: what the pictures are in the prompt, for the message.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    new = settings.get("max_new_tokens") or 1
+    if limit is not None and num_tokens + new > limit:
+        raise ValueError(
+            f"The prompt has {num_tokens} tokens with its {pictures}, and the answer may have {new}; together the "
+            f"model reads at most {limit}. Ask about fewer pictures (top_k, ids), give a smaller max_new_tokens, or, "
+            "in a chat, begin a new one."
+        )
+
+
+def read_originals(store: Any, ids: Sequence[str], load_image: Any) -> list[Image.Image]:
+    """The pictures that rows of a store were made from, read anew from their sources.
+
+    Raises:
+        FileNotFoundError: naming each that is not there, cannot be read, or has another content than it had.
+    """
+    from .store.sources import Item, read  # needs LanceDB, which is there when a store is
+
+    originals, unreachable = [], []
+    for row in store.get(ids):
+        item = Item(row["source"])
+        if row["source"] is None:
+            item.error = "the store does not know where it lies"
+        else:
+            item = read(item, load_image)
+        if item.error is None and row["hash"] is not None and item.hash != row["hash"]:
+            item.error = "its content has changed"
+        if item.error is not None:
+            unreachable.append(f"{row['id']!r} ({row['source'] or 'no source'}: {item.error})")
+        originals.append(item.picture)
+    if unreachable:
+        raise FileNotFoundError(
+            f"fallback='image' reads the originals, and {len(unreachable)} of {len(ids)} cannot be reached: "
+            f"{'; '.join(unreachable)}. Bring them back, or ask without fallback, from their summaries."
+        )
+    return originals

@@ -1,0 +1,341 @@
+"""The LanceDB table below a store: schema, commits, look-ups. What is on disk is LanceDB's own format, no more."""
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import pyarrow as pa
+from lancedb.index import BTree, HnswSq, IvfPq
+from lancedb.table import Table
+
+from .codecs import check_codec, token_bytes
+
+FORMAT_VERSION = 1
+TABLE = "summaries"
+METADATA_KEY = b"fwd2bot"
+# LanceDB finds two writers that insert the same key at once by this mark; without it both rows would stay.
+PRIMARY_KEY = {b"lance-schema:unenforced-primary-key:position": b"1"}
+COLUMNS = (
+    "id", "hash", "source", "page", "size", "mtime_ns", "length", "added", "embedding", "tokens"
+)  # fmt: skip
+# Beside our own: names that LanceDB gives to columns of its results.
+RESERVED = (*COLUMNS, "_distance", "_score", "_relevance_score", "_rowid", "_rowaddr", "query_index")
+INDEX, INDEX_TYPES = "embedding_idx", {"ivf_pq": IvfPq, "hnsw_sq": HnswSq}
+MIN_INDEXED = 256  # rows that product quantisation needs to learn from
+LOOKUP = 1000  # ids or sources in one question to the table
+ATTEMPTS = 5  # to make columns beside other writers
+SCAN = 4096  # rows in memory while a store is gone through
+INDEXED_ROWS = 10_000  # from here on `optimize` sees to it that a look-up by id or source reads no whole column
+OLD = timedelta(hours=1)  # versions of the table that are kept, for readers and writers that are in the midst of one
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """What the rows of a store have in common; it lies in the table's own metadata.
+
+    Args:
+        model, revision, fingerprint, prompt, dtype: of the summaries, see `Fwd2BotSummary.metadata`.
+        text_prompt: of the model; sentences embedded with another do not compare.
+        num_summary_tokens, width: k and d of every row.
+        codec: of the tokens.
+    """
+
+    model: str | None
+    revision: str | None
+    fingerprint: str | None
+    prompt: str | None
+    text_prompt: str | None
+    dtype: str | None
+    num_summary_tokens: int
+    width: int
+    codec: str
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one picture's tokens."""
+        return self.num_summary_tokens * token_bytes(self.codec, self.width)
+
+    @property
+    def schema(self) -> pa.Schema:
+        columns = {
+            "id": pa.string(),
+            "hash": pa.string(),
+            "source": pa.string(),
+            "page": pa.int32(),
+            "size": pa.int64(),
+            "mtime_ns": pa.int64(),
+            "length": pa.int32(),
+            "added": pa.timestamp("us", "UTC"),
+            "embedding": pa.list_(pa.float16(), self.width),
+            "tokens": pa.binary(self.token_bytes),
+        }
+        known = {name: pa.field(name, kind) for name, kind in columns.items()}
+        known["id"] = pa.field("id", pa.string(), nullable=False, metadata=PRIMARY_KEY)
+        return pa.schema(list(known.values()), metadata={METADATA_KEY: json.dumps(asdict(self))})
+
+    @classmethod
+    def from_schema(cls, schema: pa.Schema, path: Any) -> "StoreConfig":
+        """Raise `ValueError` for a table that is no store, or one of another format version."""
+        try:
+            values = json.loads((schema.metadata or {})[METADATA_KEY])
+            version = values["format_version"]
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} holds a table {TABLE!r} that is no store of summaries.") from error
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has store format {version!r}; this version of fwd2bot reads {FORMAT_VERSION!r}. Use the "
+                "version that wrote it, or make the store anew."
+            )
+        missing = {field.name for field in fields(cls)} - set(values)
+        if missing or set(COLUMNS) - set(schema.names):
+            raise ValueError(f"{path} is no whole store: its table lacks {sorted(missing) or 'columns'}.")
+        check_codec(values["codec"])
+        return cls(**values)
+
+
+class SummaryTable:
+    """Rows on disk. Every method is one commit or one look-up, and sees what other processes have committed."""
+
+    def __init__(self, table: Table, path: str):
+        self.table = table
+        self.path = path
+        self.config = StoreConfig.from_schema(table.schema, path)
+
+    @classmethod
+    def create(cls, path: str | os.PathLike, config: StoreConfig) -> "SummaryTable":
+        """Raise `FileExistsError` where a store is, `NotADirectoryError` where a file is."""
+        path = os.fspath(path)
+        if exists(path):
+            raise FileExistsError(f"{path} holds a store. Open it with SummaryStore.open, or choose another place.")
+        if _is_local(path) and os.path.exists(path) and not os.path.isdir(path):
+            raise NotADirectoryError(f"{path} is a file. Give a folder for the store.")
+        with store_errors(path):
+            return cls(_connect(path).create_table(TABLE, schema=config.schema), path)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> "SummaryTable":
+        """Raise `FileNotFoundError` where no store is."""
+        path = os.fspath(path)
+        if not exists(path):
+            raise FileNotFoundError(f"{path} holds no store. Make one with SummaryStore.create.")
+        with store_errors(path):
+            return cls(_connect(path).open_table(TABLE), path)
+
+    @property
+    def metadata_fields(self) -> dict[str, pa.DataType]:
+        """Name and type of the users' own columns."""
+        with store_errors(self.path):
+            return {field.name: field.type for field in self.table.schema if field.name not in COLUMNS}
+
+    def count(self) -> int:
+        with store_errors(self.path):
+            return self.table.count_rows()
+
+    def scan(
+        self, columns: Sequence[str], where: str | None = None, table: Table | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows in batches of bounded size, of one version of the table, however long it takes."""
+        with store_errors(self.path):
+            query = (self.table if table is None else table).search().select(list(columns)).limit(None)
+            if where is not None:
+                query = query.where(where)
+            yield from query.to_batches(batch_size=SCAN)
+
+    def snapshot(self) -> Table:
+        """The table as it is now; later commits do not change it."""
+        with store_errors(self.path):
+            table = _connect(self.path).open_table(TABLE)
+            table.checkout(table.version)
+            return table
+
+    def find(self, column: str, values: Iterable[str], columns: Sequence[str]) -> list[dict[str, Any]]:
+        """The rows in which `column` has one of `values`, without order."""
+        values = iter(dict.fromkeys(values))
+        found = []
+        while part := list(islice(values, LOOKUP)):
+            for batch in self.scan(columns, is_in(column, part)):
+                found += batch.to_pylist()
+        return found
+
+    def add_columns(self, new: Mapping[str, pa.DataType]) -> None:
+        """Columns for metadata, empty in the rows that are there. Another process may have been faster."""
+        for attempt in range(ATTEMPTS):
+            fields = [pa.field(name, kind) for name, kind in new.items() if name not in self.metadata_fields]
+            if not fields:
+                return
+            try:
+                with store_errors(self.path):
+                    self.table.add_columns(fields)
+            except (OSError, ValueError):  # LanceDB does not try again after a conflict here
+                if attempt == ATTEMPTS - 1:
+                    raise
+
+    def upsert(self, rows: pa.Table) -> None:
+        """One commit: rows of known ids are replaced, the others are new.
+
+        After a conflict with another writer LanceDB tries again. Columns that another writer has made are left empty.
+        """
+        with store_errors(self.path):
+            merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            schema = self.table.schema
+            for field in schema:
+                if field.name not in rows.column_names:
+                    rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+            merge.execute(rows.select(schema.names).cast(schema))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """One commit for up to `LOOKUP` ids; more take several."""
+        with store_errors(self.path):
+            for start in range(0, len(ids), LOOKUP):
+                self.table.delete(is_in("id", ids[start : start + LOOKUP]))
+
+    def purge(self, ids: Sequence[str]) -> None:
+        """Delete, and free the bytes: no version of the table and no file holds the rows any more.
+
+        Compaction alone rewrites a file only when a tenth of its rows are gone. So the files' other rows are moved
+        away first; when it is interrupted, the rows are still there, and the same call does it.
+        """
+        with store_errors(self.path):
+            addresses = [row["_rowaddr"] for row in self.find("id", ids, ["id", "_rowaddr"])]
+            for fragment in sorted({address >> 32 for address in addresses}):
+                inside = f"_rowaddr >= {fragment << 32} AND _rowaddr < {(fragment + 1) << 32}"
+                for start in range(0, len(ids), LOOKUP):
+                    inside += f" AND NOT {is_in('id', ids[start : start + LOOKUP])}"
+                self.table.update(where=inside, values_sql={"page": "page"})
+        self.delete(ids)
+        self.optimize(timedelta(0))
+
+    def build_index(self, kind: str, settings: Mapping[str, Any]) -> None:
+        """See `SummaryStore.build_index`."""
+        if kind not in INDEX_TYPES:
+            raise ValueError(f"kind={kind!r} is unknown; choose one of {', '.join(map(repr, INDEX_TYPES))}.")
+        rows = self.count()
+        if rows < MIN_INDEXED:
+            raise ValueError(f"An approximate index needs at least {MIN_INDEXED} rows to learn from, not {rows}.")
+        config = INDEX_TYPES[kind](distance_type="dot", **settings)
+        with store_errors(self.path):
+            self.table.create_index("embedding", config=config, name=INDEX)
+
+    def index_stats(self) -> dict[str, Any] | None:
+        """The approximate index: its type, and how many rows it knows and does not know; None without one."""
+        with store_errors(self.path):
+            if all(index.name != INDEX for index in self.table.list_indices()):
+                return None
+            found = self.table.index_stats(INDEX)
+            return {
+                "type": found.index_type,
+                "indexed_rows": found.num_indexed_rows,
+                "unindexed_rows": found.num_unindexed_rows,
+            }
+
+    def read(self, query: Callable[[], pa.Table], where: str | None) -> pa.Table:
+        """The result of `query`; `ValueError` for a filter that LanceDB cannot read."""
+        try:
+            with store_errors(self.path):
+                return query()
+        except ValueError as error:
+            if where is None:
+                raise
+            names = ", ".join(name for name in self.table.schema.names if name not in ("embedding", "tokens"))
+            raise ValueError(
+                f"The filter {where!r:.300} cannot be used: {error}. It is a condition in SQL on the columns {names}; "
+                "words stand in single quotes."
+            ) from error
+
+    def size(self) -> int:
+        """Bytes on the disk; on object storage those of the current version."""
+        if not _is_local(self.path):
+            with store_errors(self.path):
+                return self.table.stats()["total_bytes"]
+        return sum(file.stat().st_size for file in Path(self.path).rglob("*") if file.is_file())
+
+    def num_fragments(self) -> int:
+        with store_errors(self.path):
+            return self.table.stats()["fragment_stats"]["num_fragments"]
+
+    def num_small_files(self) -> int:
+        """How many fragments `optimize` might join."""
+        with store_errors(self.path):
+            return self.table.stats()["fragment_stats"]["num_small_fragments"]
+
+    def optimize(self, older_than: timedelta = OLD, leftovers: bool = False) -> None:
+        """Join small files, bring the indices up to date, remove versions older than `older_than`.
+
+        Args:
+            leftovers: remove what a killed process left half written, too. No other process may be writing.
+        """
+        with store_errors(self.path), warnings.catch_warnings():
+            # It says that readers of older versions fail, as the docstrings of our callers do.
+            warnings.filterwarnings("ignore", message="optimize.cleanup_older_than=0", category=UserWarning)
+            self.table.optimize()
+            if self.table.count_rows() >= INDEXED_ROWS:
+                indexed = {column for index in self.table.list_indices() for column in index.columns}
+                for column in {"id", "source"} - indexed:
+                    self.table.create_index(column, config=BTree())
+            self.table.optimize(cleanup_older_than=older_than, delete_unverified=leftovers)
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Whether a store is there; makes no folder, as LanceDB would."""
+    path = os.fspath(path)
+    if _is_local(path):
+        return Path(path, f"{TABLE}.lance", "_versions").is_dir()
+    with store_errors(path):
+        return TABLE in _connect(path).list_tables().tables
+
+
+def quoted(value: str) -> str:
+    """A string in SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def is_in(column: str, values: Iterable[str]) -> str:
+    return f"({column} IN ({', '.join(map(quoted, values))}))"
+
+
+def check_metadata_name(name: Any) -> str:
+    """Raise `ValueError` unless it can be a column that a filter names without quotes."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name.lower() in RESERVED:
+        raise ValueError(
+            f"{name!r} cannot be the name of metadata: letters, digits and _, beginning with a letter, and none of "
+            f"{', '.join(RESERVED)}. Rename it."
+        )
+    return name
+
+
+@contextmanager
+def store_errors(path: Any) -> Iterator[None]:
+    """LanceDB's errors of the disk as `OSError` that names the store."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        text = str(error).split(", /")[0]  # without the place in LanceDB's source
+        if isinstance(error, ValueError) and "magic" not in text:
+            raise
+        reason = f"The store {path} could not be read or written: {text}."
+        if re.search("Not found|magic|fill whole buffer|too small", text):
+            reason += " A file of it is damaged or missing; restore it from a copy, or make the store anew."
+        elif re.search("os error (13|30)", text):
+            reason += " The folder cannot be written to by this user."
+        elif re.search("os error (27|28|122)", text):
+            reason += " The disk is full. What was committed before is there; make room and run the same call again."
+        raise OSError(reason) from error
+
+
+def _is_local(path: str) -> bool:
+    return "://" not in path
+
+
+def _connect(path: str) -> Any:
+    # Each read looks for a newer version first, so that a reader sees what a writer beside it has committed.
+    return lancedb.connect(path, read_consistency_interval=timedelta(0))

@@ -1,0 +1,256 @@
+"""The command `fwd2bot`: every command, its JSON, its exit codes, and what it says when something is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from command_runner import fails, run, run_json
+from fwd2bot_cli.printing import print_json, print_table
+from safetensors import safe_open
+
+from fwd2bot import Fwd2BotSummary
+from fwd2bot.pipelines import demo
+from fwd2bot.pipelines.embedded import default_checkpoint
+from fwd2bot.pipelines.store import SummaryStore
+
+COMMANDS = ("index", "search", "ask", "stats", "delete", "export", "compress", "info", "demo")
+
+
+# Help
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["index", "--help"], ["search", "store"]])
+def test_help_and_usage_errors_load_no_torch(arguments):
+    program = (
+        "import sys\nfrom fwd2bot_cli import main\ntry:\n    main()\nfinally:\n"
+        "    print(*sorted({'torch', 'transformers', 'lancedb'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert done.returncode in (0, 2)
+    assert done.stdout + done.stderr.strip()
+    assert done.stderr.splitlines()[-1] == ""
+
+
+def test_help_lists_every_command():
+    result = run("--help")
+    assert result.exit_code == 0
+    assert all(f"\n  {name} " in result.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_has_an_example_and_json(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"\n  fwd2bot {command}" in result.stdout
+    assert "--json" in result.stdout
+
+
+def test_unknown_command_is_a_usage_error():
+    assert "No such command 'find'" in fails("find", exit_code=2)
+
+
+# index
+
+
+def test_index_reports_and_goes_on(photos, checkpoint, tmp_path):
+    path = tmp_path / "new.store"
+    first = run_json("index", photos, "--store", path, "--model", checkpoint, "-k", 2, "--codec", "fp16")
+    assert (first["added"], first["failed"], first["rows"]) == (5, [], 5)
+    again = run_json("index", photos, "--store", path, "--model", checkpoint)
+    assert (again["added"], again["skipped"], again["rows"]) == (0, 5, 5)
+    assert SummaryStore.open(path).config.num_summary_tokens == 2
+
+
+def test_index_takes_globs_files_and_folders_together(photos, checkpoint, tmp_path):
+    found = run_json(
+        "index", photos / "[01].png", photos / "3.png", photos, "--store", tmp_path / "s", "--model", checkpoint
+    )
+    assert found["added"] == found["rows"] == 5
+
+
+def test_broken_picture_is_listed_and_exits_with_3(photos, checkpoint, tmp_path):
+    (tmp_path / "broken.jpg").write_text("no picture")
+    sources = (photos / "0.png", tmp_path / "broken.jpg")
+    found = run_json("index", *sources, "--store", tmp_path / "s", "--model", checkpoint, exit_code=3)
+    assert found["added"] == 1
+    [failed] = found["failed"]
+    assert failed["source"].endswith("broken.jpg")
+    assert "no picture" in failed["reason"]
+
+
+def test_strict_index_stops_at_a_broken_picture(photos, checkpoint, tmp_path):
+    (tmp_path / "broken.jpg").write_text("no picture")
+    message = fails("index", tmp_path / "broken.jpg", "--store", tmp_path / "s", "--model", checkpoint, "--strict")
+    assert "broken.jpg" in message
+
+
+def test_empty_folder_is_an_error(checkpoint, tmp_path):
+    (tmp_path / "empty").mkdir()
+    message = fails("index", tmp_path / "empty", "--store", tmp_path / "s", "--model", checkpoint)
+    assert "holds no picture" in message
+
+
+def test_missing_source_is_an_error_before_a_store_is_made(tmp_path):
+    assert "'/nowhere/*.jpg' does not exist" in fails("index", "/nowhere/*.jpg", "--store", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_other_length_than_that_of_the_store_is_an_error(photo_store, photos, checkpoint):
+    message = fails("index", photos, "--store", photo_store, "--model", checkpoint, "-k", 3)
+    assert "was made with -k 4, not 3" in message
+
+
+def test_other_model_than_that_of_the_store_is_refused_by_name(photo_store, photos):
+    message = fails("index", photos, "--store", photo_store, "--model", default_checkpoint())
+    assert "made by another model: 'fwd2bot-test'" in message
+    assert "'fwd2bot-tiny'" in message
+
+
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(photos, checkpoint, tmp_path):
+    picture, running = (photos / "4.png").read_bytes(), []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            if running:  # the first time, in the midst of the job, as a user would press Ctrl-C
+                running.pop().send_signal(signal.SIGINT)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(picture)
+
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/4.png"
+        sources = [photos / "0.png", photos / "1.png", url, *[photos / "2.png"] * 200]
+        command = ["index", *map(str, sources), "--store", str(tmp_path / "s"), "--model", str(checkpoint)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fwd2bot_cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        running.append(process)
+        stdout, stderr = process.communicate(timeout=120)
+        assert process.returncode == 130, stderr
+        assert stdout == ""
+        assert "the same command goes on" in stderr
+        assert "Traceback" not in stderr
+        assert run_json(*command)["rows"] == 4
+        server.shutdown()
+
+
+# stats, delete, export
+
+
+def test_stats_are_those_of_the_store(photo_store):
+    assert run_json("stats", photo_store) == json.loads(json.dumps(SummaryStore.open(photo_store).stats()))
+    assert "rows:               5" in run("stats", photo_store).stdout
+
+
+def test_delete_asks_first(own_store, ids):
+    refused = run("delete", own_store, ids[0], stdin="n\n")
+    assert refused.exit_code == 1
+    assert len(SummaryStore.open(own_store)) == 5
+    assert run("delete", own_store, ids[0], stdin="y\n").exit_code == 0
+    assert ids[0] not in set(SummaryStore.open(own_store))
+
+
+def test_delete_without_anybody_to_ask_deletes_nothing(own_store, ids):
+    assert run("delete", own_store, ids[0]).exit_code == 1
+    assert len(SummaryStore.open(own_store)) == 5
+
+
+def test_delete_with_yes_does_not_ask(own_store, ids):
+    found = run_json("delete", own_store, ids[0], ids[1], ids[0], "--purge", "--yes")
+    assert found == {"store": str(own_store), "deleted": [ids[0], ids[1]], "purged": True, "rows": 3}
+
+
+def test_delete_of_an_unknown_id_deletes_nothing(own_store, ids):
+    assert "nobody" in fails("delete", own_store, ids[0], "nobody", "--yes")
+    assert len(SummaryStore.open(own_store)) == 5
+
+
+@pytest.mark.parametrize(("name", "options"), [("a.jsonl", []), ("a.parquet", []), ("a", ["--format", "numpy"])])
+def test_export_writes_every_row(photo_store, tmp_path, name, options):
+    found = run_json("export", photo_store, "--to", tmp_path / name, *options)
+    assert found["rows"] == 5
+    assert (tmp_path / name).exists()
+    if name == "a.jsonl":
+        assert len((tmp_path / name).read_text().splitlines()) == 5
+
+
+def test_export_without_a_known_ending_is_a_usage_error(photo_store, tmp_path):
+    assert "Choose with --format" in fails("export", photo_store, "--to", tmp_path / "a.csv", exit_code=2)
+
+
+# Without a store
+
+
+def test_compress_writes_the_summaries_in_order(photos, checkpoint, tmp_path):
+    file = tmp_path / "pair.safetensors"
+    found = run_json("compress", photos / "1.png", photos / "0.png", "--to", file, "-k", 2, "--model", checkpoint)
+    summary = Fwd2BotSummary.load_file(file)
+    assert found["num_summary_tokens"] == summary.num_summary_tokens == 2
+    alone = tmp_path / "alone.safetensors"
+    run_json("compress", photos / "0.png", "--to", alone, "-k", 2, "--model", checkpoint)
+    assert (summary[1].tokens - Fwd2BotSummary.load_file(alone).tokens).abs().max() < 1e-2
+
+
+def test_compress_of_a_broken_picture_writes_nothing(photos, checkpoint, tmp_path):
+    (tmp_path / "broken.jpg").write_text("no picture")
+    file = tmp_path / "pair.safetensors"
+    message = fails("compress", photos / "0.png", tmp_path / "broken.jpg", "--to", file, "--model", checkpoint)
+    assert "Picture 1" in message
+    assert not file.exists()
+
+
+def test_info_reads_config_and_weights(checkpoint):
+    found = run_json("info", checkpoint)
+    with safe_open(checkpoint / "model.safetensors", "pt") as weights:
+        assert found["parameters"] == sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118
+    assert (found["kind"], found["backbone"], found["num_summary_tokens"]) == ("full", "llava", 8)
+
+
+def test_info_without_a_checkpoint_is_of_the_embedded_one():
+    assert run_json("info")["checkpoint"] == str(default_checkpoint())
+
+
+def test_missing_checkpoint_is_an_error():
+    assert "There is no folder '/nowhere'" in fails("info", "/nowhere")
+
+
+def test_demo_prints_its_results_as_json(checkpoint, tmp_path, monkeypatch):
+    for name in ("set_verbosity_error", "disable_progress_bar"):  # of the whole process
+        monkeypatch.setattr(demo.logging, name, lambda: None)
+    found = run_json("demo", "--model", checkpoint, "--output", tmp_path / "hits.png")
+    assert set(found["results"]) == {"uncompressed", "k=8", "k=2"}
+    assert (tmp_path / "hits.png").is_file()
+
+
+def test_error_of_the_demo_is_one_line(checkpoint, tmp_path):
+    assert "is a folder" in fails("demo", "--model", checkpoint, "--output", tmp_path)
+
+
+# On a terminal and off it
+
+
+def test_table_on_a_terminal_shows_markup_and_escapes_as_text(monkeypatch):
+    reader, writer = os.openpty()
+    with open(writer, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        print_table(["id"], [["[red]\x1b[2Jid"]])
+        terminal.flush()
+        shown = os.read(reader, 10_000).decode()
+    os.close(reader)
+    assert "[red]" in shown
+    assert "\x1b[2J" not in shown
+    assert "\x1b" in shown  # the head of the table is bold
+
+
+def test_json_has_null_for_what_is_no_number(capsys):
+    print_json({"year": [float("nan"), 1.5]})
+    assert json.loads(capsys.readouterr().out) == {"year": [None, 1.5]}

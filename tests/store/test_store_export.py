@@ -1,0 +1,72 @@
+"""Export: every row in every format, whole or not at all."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from test_store_interrupted import full_disk
+
+
+def test_parquet_has_id_vector_and_payload(filled, tmp_path):
+    store, _ = filled
+    store.export(tmp_path / "out.parquet")
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.column_names == ["id", "vector", "payload"] and table.num_rows == 12
+    for row in table.to_pylist():
+        [(_, vectors)] = store.embeddings(row["id"])
+        assert np.array_equal(np.array(row["vector"], np.float32), vectors[0])
+        [expected] = store.get(row["id"])
+        assert row["payload"]["year"] == expected["metadata"]["year"] and row["payload"]["hash"] == expected["hash"]
+
+
+def test_json_lines_have_id_vector_and_payload(filled, tmp_path):
+    store, _ = filled
+    store.export(tmp_path / "out.jsonl", "jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in rows} == set(store)
+    assert all(set(row) == {"id", "vector", "payload"} and len(row["vector"]) == 32 for row in rows)
+    assert {row["payload"]["maker"] for row in rows} == {"Ann", "O'Hara"}
+
+
+def test_numpy_folder_has_embeddings_tokens_and_rows(filled, tmp_path):
+    store, _ = filled
+    store.export(tmp_path / "out", "numpy")
+    embeddings, tokens = np.load(tmp_path / "out" / "embeddings.npy"), np.load(tmp_path / "out" / "tokens.npy")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    names = [row["id"] for row in rows]
+    assert embeddings.shape == (12, 32) and embeddings.dtype == np.float16 and set(names) == set(store)
+    assert np.array_equal(tokens, store.summary(names).tokens.numpy())
+    [(_, expected)] = store.embeddings(names)
+    assert np.array_equal(embeddings.astype(np.float32), expected)
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl", "numpy"])
+def test_empty_store_is_exported(store, tmp_path, format):
+    store.export(tmp_path / "out", format)
+    assert (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl", "numpy"])
+def test_export_to_a_full_disk_leaves_nothing_new(filled, tmp_path, format):
+    store, _ = filled
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "old").write_text("precious")
+    target = place / ("new" if format == "numpy" else "old")
+    with full_disk(1500), pytest.raises(OSError, match="failed, and nothing was written there"):
+        store.export(target, format)
+    assert [path.name for path in place.iterdir()] == ["old"]
+    assert (place / "old").read_text() == "precious"
+
+
+def test_export_to_wrong_places_and_formats_is_refused(filled, tmp_path):
+    store, _ = filled
+    with pytest.raises(ValueError, match="format='csv' is unknown; choose one of 'parquet', 'numpy', 'jsonl'"):
+        store.export(tmp_path / "x", "csv")
+    with pytest.raises(FileExistsError, match="exists. Choose a folder that does not"):
+        store.export(tmp_path, "numpy")
+    with pytest.raises(IsADirectoryError, match="is a folder. Give the name of a file"):
+        store.export(tmp_path, "parquet")
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        store.export(tmp_path / "no" / "x.parquet")

@@ -1,0 +1,247 @@
+"""Killed, interrupted, on a full disk, several at once: nothing committed is lost, nothing is there twice."""
+
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import index_pictures
+import numpy as np
+import pytest
+import tiny
+
+from fwd2bot.pipelines.store import SummaryStore
+from fwd2bot.pipelines.store.table import exists
+
+# Each process is a real one, forked from a server that has imported what takes seconds.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["fwd2bot", "peft", "transformers.models.llava.modeling_llava", "transformers.models.siglip.modeling_siglip"]
+    + ["transformers.pipelines", "pandas", "pyarrow.dataset", "pydantic"]
+)
+
+
+@contextmanager
+def full_disk(size=4_000):
+    """No file may grow beyond `size` bytes, in this process; for a block alone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny.tiny_fwd2bot().save_pretrained(folder)
+    tiny.tiny_processor().save_pretrained(folder)
+    return folder
+
+
+class Indexing:
+    """A process that has loaded the model, and begins to index at `go()`."""
+
+    def __init__(self, *arguments):
+        self.pipe, other = PROCESSES.Pipe()
+        self.process = PROCESSES.Process(target=index_pictures.index, args=(other, *arguments), daemon=True)
+        self.process.start()
+        other.close()
+
+    def go(self):
+        assert self.pipe.recv() == "ready"
+        self.pipe.send("go")
+
+    def finish(self):
+        """What it says in the end: counts and seconds, or a traceback."""
+        said = self.pipe.recv()
+        self.process.join()
+        return said
+
+    def kill(self, number=signal.SIGKILL):
+        os.kill(self.process.pid, number)
+        self.process.join()
+
+
+@pytest.fixture
+def start(checkpoint):
+    """`start(store, folder)` starts an [`Indexing`]."""
+    running = []
+
+    def begin(store, folder, commit_every=8, superuser=True):
+        running.append(Indexing(checkpoint, store, folder, commit_every, superuser))
+        return running[-1]
+
+    yield begin
+    for one in running:
+        one.process.kill()
+        one.process.join()
+
+
+def content(path) -> dict[str, tuple]:
+    """Every row of a store: source, hash, tokens and embedding by id."""
+    store = SummaryStore.open(path)
+    names = sorted(store)
+    assert len(names) == len(set(names)) == len(store)
+    summary = store.summary(names).tokens.numpy()
+    [(_, vectors)] = store.embeddings(names)
+    rows = store.get(names)
+    return {
+        name: (row["source"], row["hash"], tokens.tobytes(), vector.tobytes())
+        for name, row, tokens, vector in zip(names, rows, summary, vectors, strict=True)
+    }
+
+
+def kill_often(start, path, folder, kills, longest):
+    """Kill a process so many times at random moments of its work; the next one is loading meanwhile."""
+    drawn, seen, following = random.Random(0), set(), start(path, folder)
+    for _ in range(kills):
+        killed, following = following, start(path, folder)
+        killed.go()
+        time.sleep(drawn.uniform(0, longest))
+        killed.kill()
+        assert killed.process.exitcode == -signal.SIGKILL, "it had come to its end before: give it more to do"
+        if exists(path) and len(SummaryStore.open(path)):
+            found = set(content(path))
+            assert seen <= found  # what was committed once stays
+            seen = found
+    following.go()
+    return len(seen), following.finish()
+
+
+@pytest.mark.parametrize(("kills", "count"), [(2, 60), pytest.param(20, 400, marks=pytest.mark.slow)])
+def test_killed_job_run_again_gives_the_store_of_an_undisturbed_one(start, save_pictures, tmp_path, kills, count):
+    folder, _ = save_pictures(count)
+    undisturbed = start(tmp_path / "undisturbed", folder)
+    undisturbed.go()
+    *counts, seconds = undisturbed.finish()
+    assert counts == [count, 0, 0, 0, 0]
+    # All kills together come after some half of the time that the work takes.
+    stored, (added, updated, duplicates, skipped, failed, _) = kill_often(
+        start, tmp_path / "killed", folder, kills, longest=seconds / kills
+    )
+    assert 0 <= stored <= skipped < count and added + skipped == count and updated == duplicates == failed == 0
+    assert content(tmp_path / "killed") == content(tmp_path / "undisturbed")
+
+
+def test_interrupted_job_keeps_what_was_compressed(store, save_pictures, monkeypatch):
+    folder, _ = save_pictures(20)
+    original, calls = store._compressor.pictures, []
+
+    def interrupted(pictures):
+        calls.append(len(pictures))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(pictures)
+
+    monkeypatch.setattr(store._compressor, "pictures", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.add(folder, batch_size=4)
+    assert len(store) == 12
+    report = store.add(folder, batch_size=4)
+    assert (report.added, report.skipped) == (8, 12)
+
+
+def test_ctrl_c_ends_a_process_and_the_next_goes_on(start, save_pictures, tmp_path):
+    folder, _ = save_pictures(200)
+    process, following = start(tmp_path / "s", folder), start(tmp_path / "s", folder)
+    process.go()
+    while not (exists(tmp_path / "s") and len(SummaryStore.open(tmp_path / "s"))):
+        assert process.process.is_alive()
+    process.kill(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.finish() and process.process.exitcode == 1
+    following.go()
+    added, updated, duplicates, skipped, failed, _ = following.finish()
+    assert added + skipped == 200 and skipped > 0 and updated == duplicates == failed == 0
+    assert len(content(tmp_path / "s")) == 200
+
+
+def test_two_processes_that_add_the_same_pictures_store_each_once(start, save_pictures, new_store):
+    folder, _ = save_pictures(80)
+    store = new_store()
+    both = [start(store.path, folder, commit_every=5) for _ in range(2)]
+    for process in both:
+        process.go()
+    for process in both:
+        assert process.finish()[4] == 0
+    assert len(content(store.path)) == 80
+
+
+def test_reader_beside_a_writer_sees_whole_commits(start, save_pictures, new_store):
+    folder, _ = save_pictures(80)
+    store, seen = new_store(), [0]
+    process = start(store.path, folder, commit_every=10)
+    process.go()
+    while process.process.is_alive():
+        seen.append(len(store))
+        assert seen[-1] % 10 == 0 and seen[-1] >= seen[-2]
+        if seen[-1]:
+            assert len(store.search(np.ones(32, np.float32), 3)) == 3
+    assert process.finish()[0] == 80 == len(store)
+    assert len(set(seen)) > 2
+
+
+def test_threads_that_add_at_once_store_everything_once(store):
+    shown = tiny.pictures(40)
+    threads = [threading.Thread(target=store.add, args=(shown[part : part + 20],)) for part in (0, 10, 20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(store) == len(set(store)) == 40
+
+
+def test_threads_that_make_columns_at_once_make_them_all(new_store):
+    store, shown = new_store(), tiny.pictures(24)
+    threads = [
+        threading.Thread(
+            target=store.add,
+            args=(shown[part : part + 6],),
+            kwargs={"metadata": {"shared": part, f"own{part}": "x"}, "batch_size": 1, "commit_every": 1},
+        )
+        for part in (0, 6, 12, 18)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = [row["metadata"] for row in store.get(list(store))]
+    assert len(found) == 24
+    for metadata in found:
+        part = metadata.pop("shared")
+        assert {name for name, value in metadata.items() if value == "x"} == {f"own{part}"}
+
+
+def test_full_disk_keeps_what_was_committed_and_the_same_call_goes_on(store, save_pictures):
+    folder, _ = save_pictures(40)
+    store.add(f"{folder}/0-00*.png")
+    before = content(store.path)
+    with full_disk(), pytest.raises(OSError, match="The disk is full. What was committed before is there"):
+        store.add(folder)
+    assert content(store.path) == before
+    report = store.add(folder)
+    assert (report.added, report.skipped) == (30, 10)
+
+
+def test_read_only_folder_is_an_error_that_says_so(filled, start, save_pictures):
+    store, _ = filled
+    folder, _ = save_pictures(3)
+    for path in (Path(store.path), *Path(store.path).rglob("*")):
+        if path.is_dir():
+            path.chmod(0o555)
+    try:
+        process = start(store.path, folder, superuser=False)
+        process.go()
+        said = process.finish()
+    finally:
+        for path in (Path(store.path), *Path(store.path).rglob("*")):
+            if path.is_dir():
+                path.chmod(0o755)
+    assert "The folder cannot be written to by this user" in said
+    assert len(store) == 12
