@@ -4,10 +4,13 @@ VENV ?= .venv
 ARGS ?=
 
 PY := $(VENV)/bin/python
-PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := -m pip install --disable-pip-version-check
+# Environments of their own, for tests that need other packages than the rest.
+OLDEST := .venv-oldest
+FAMILIES := .venv-families
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format wheel benchmark-import clean distclean
+.PHONY: help demo test test-slow test-oldest test-families lint format wheel benchmark-import clean distclean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +24,12 @@ test: $(VENV)/.installed-dev ## Run the tests (without those marked slow or gpu)
 
 test-slow: $(VENV)/.installed-dev ## Run the tests marked slow
 	$(PY) -m pytest -m "slow and not gpu" $(ARGS)
+
+test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that are allowed (constraints-oldest.txt)
+	$(OLDEST)/bin/python -m pytest $(ARGS)
+
+test-families: $(FAMILIES)/.installed ## Run the tests of all families of backbones and of quantisation, with what these need
+	$(FAMILIES)/bin/python -m pytest -p tests.torchvision_on_cpu tests/families tests/modeling/quantised $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style and formatting; changes nothing
 	$(PY) -m ruff check .
@@ -38,24 +47,32 @@ benchmark-import: $(VENV)/.installed ## Time `import fwd2bot` against `import tr
 
 clean: ## Remove what builds and tests leave behind
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
-	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -not -path "./.git/*" -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -not -path "./.venv-*" -not -path "./.git/*" -prune -exec rm -rf {} +
 
-distclean: clean ## The same, and the virtual environment
-	rm -rf "$(VENV)"
+distclean: clean ## The same, and the virtual environments
+	rm -rf "$(VENV)" $(OLDEST) $(FAMILIES)
 
 # The stamps: an environment is made once, and installed again when what it is made from has changed.
-$(VENV)/.created:
+%/.created:
 	@command -v $(PYTHON) >/dev/null || { echo "error: '$(PYTHON)' was not found. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old; Python 3.11 or newer is needed. Name another one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: '$(PYTHON)' cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv "$(VENV)"
+	$(PYTHON) -m venv "$*"
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); the first time this takes a few minutes."
-	$(PIP_INSTALL) -e .
+	$(PY) $(PIP_INSTALL) -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP_INSTALL) -e ".[dev]"
+	$(PY) $(PIP_INSTALL) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(OLDEST)/.installed: $(OLDEST)/.created pyproject.toml constraints-oldest.txt
+	$(OLDEST)/bin/python $(PIP_INSTALL) -c constraints-oldest.txt -e ".[dev]"
+	@touch $@
+
+$(FAMILIES)/.installed: $(FAMILIES)/.created pyproject.toml constraints.txt
+	$(FAMILIES)/bin/python $(PIP_INSTALL) -c constraints.txt -e ".[dev,quantization]" torchvision num2words
 	@touch $@

@@ -9,13 +9,29 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def setuptools_table() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="module")
+def setuptools_table(pyproject) -> dict:
+    return pyproject["tool"]["setuptools"]
+
+
+def test_lower_bounds_are_the_versions_of_constraints_oldest(pyproject):
+    project = pyproject["project"]
+    needed = map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["train"]])
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    pins = {pin.name.lower(): pin for pin in map(Requirement, (line for line in lines if not line.startswith("#")))}
+    for requirement in needed:
+        [bound] = [one.version for one in requirement.specifier if one.operator == ">="]
+        assert pins[requirement.name.lower()].specifier.contains(bound), requirement
 
 
 def test_every_folder_with_an_init_is_a_listed_package(setuptools_table):
@@ -56,4 +72,4 @@ def test_wheel_holds_all_that_the_checkout_holds(setuptools_table, tmp_path):
             expected.add(f"{package.replace('.', '/')}/{path.relative_to(source / folder).as_posix()}")
     assert expected <= names
     top_levels = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert top_levels == {"fwd2bot"}
+    assert top_levels == {"fwd2bot", "fwd2bot_cli"}
