@@ -136,29 +136,35 @@ class IndexingJob:
                 readable.append(item)
             else:
                 self._fail(item, item.error)
-        columns = ["id", "hash", "source", "added", *self._names(readable)]
-        known = {row["id"]: row for row in self.table.find("id", (item.key for item in readable), columns)}
+        columns = ["id", "hash", "source", "size", "mtime_ns", "added", *self._names(readable)]
+        ids = [one for item in readable for one in (item.key, *item.replaces)]
+        known = {row["id"]: row for row in self.table.find("id", ids, columns)}
         new: dict[str, Item] = {}
         leaving = set(self.replaced)
         for item in readable:
-            item.replaces = [one for one in item.replaces if one != item.key]
+            # Another file of that content may have taken the row over meanwhile.
+            older = [known[one] for one in item.replaces if one != item.key and one in known]
+            item.replaces = [row["id"] for row in older if row["source"] == item.source]
             row = None if item.key in leaving else known.get(item.key)
             waiting = new.get(item.key) or self.pending.get(item.key, [None])[0]
             if waiting is not None and waiting.hash == item.hash:
                 self.report.duplicates += 1
+                self.replaced.update(item.replaces)
             elif row is not None and row["hash"] == item.hash and self._is_there(item, row):
-                continue
-            else:
+                self.replaced.update(item.replaces)
+            else:  # what it replaces goes once it is compressed
                 item.is_update = row is not None or bool(item.replaces)
                 new[item.key] = item
-                leaving.update(item.replaces)
+            leaving.update(item.replaces)
         return list(new.values())
 
     def _is_there(self, item: Item, row: dict[str, Any]) -> bool:
-        """Count a picture whose content is in the store; False where its metadata are to be written anew."""
+        """Count a picture whose content is in the store; False where its row is to be written anew."""
         if item.id is not None or (item.stamp and item.source == row["source"]):
             self.report.skipped += _same_metadata(item, row)
             return _same_metadata(item, row)
+        if item.stamp and _has_changed(row):
+            return False  # this file takes the row over, which the other one will leave
         is_other = item.stamp is not None or row["added"] >= self.started
         self.report.duplicates += is_other
         self.report.skipped += not is_other
@@ -277,6 +283,17 @@ def _metadata_type(value: Any) -> pa.DataType:
 
 def _same_metadata(item: Item, row: dict[str, Any]) -> bool:
     return all(row.get(name) == value for name, value in item.metadata.items())
+
+
+def _has_changed(row: dict[str, Any]) -> bool:
+    """Whether the file of a row is another one by now. One that is gone is not: a store outlives its pictures."""
+    if row["size"] is None:  # no file
+        return False
+    try:
+        found = os.stat(row["source"])
+    except OSError:
+        return False
+    return (row["size"], row["mtime_ns"]) != (found.st_size, found.st_mtime_ns)
 
 
 def _counted(items: Iterable[Item], bar: Any) -> Iterator[Item]:

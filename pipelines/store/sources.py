@@ -18,6 +18,7 @@ from ..pipeline_batches import is_picture, is_url
 from .table import check_metadata_name
 
 IMAGE = "image"  # the column of pictures
+PARQUET = ".parquet"
 END = object()
 
 
@@ -162,7 +163,7 @@ def _single(images: Any) -> Iterator[Item]:
             for name in sorted(glob.iglob(path, recursive=True)):
                 if os.path.isfile(name):
                     found = True
-                    yield _file_item(name)
+                    yield from _expand(name)
             if not found:
                 raise FileNotFoundError(f"No file fits the pattern {path!r}.")
             return
@@ -174,7 +175,7 @@ def _single(images: Any) -> Iterator[Item]:
 def _expand(images: Any) -> Iterator[Item]:
     if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
         yield from _folder(os.path.abspath(images))
-    elif isinstance(images, (str, os.PathLike)) and os.fspath(images).endswith(".parquet"):
+    elif isinstance(images, (str, os.PathLike)) and os.fspath(images).endswith(PARQUET):
         yield from _parquet(os.path.abspath(images))
     elif is_picture(images):
         yield _picture_item(images)
@@ -204,19 +205,29 @@ def _rows(images: Any) -> Iterable[Any]:
 
 
 def _folder(path: str) -> Iterator[Item]:
-    """The pictures below a folder, by the endings that Pillow knows; hidden ones are left out."""
+    """The pictures below a folder, by the endings that Pillow knows; hidden ones are left out.
+
+    Without any, those in its parquet files. (Beside pictures, such files hold their captions as a rule.)
+    """
     endings = Image.registered_extensions()
-    found = False
+    found, shards = False, []
     for folder, folders, files in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in endings:
+        for name in sorted(name for name in files if not name.startswith(".")):
+            if os.path.splitext(name)[1].lower() in endings:
                 found = True
                 yield _file_item(os.path.join(folder, name))
-    if not found:
+            elif name.endswith(PARQUET):
+                shards.append(os.path.join(folder, name))
+    if found:
+        return
+    if not shards:
         raise ValueError(
-            f"The folder {path!r} holds no picture, nor do the folders in it: no file ends like one (.jpg, .png, ...)."
+            f"The folder {path!r} holds no picture, nor do the folders in it: no file ends like one (.jpg, .png, "
+            f"...), or with {PARQUET}."
         )
+    for shard in shards:
+        yield from _parquet(shard)
 
 
 def _parquet(path: str) -> Iterator[Item]:

@@ -1,5 +1,6 @@
 """`add`: every sort of input, what is skipped, what is a duplicate, what is replaced, and what fails."""
 
+import hashlib
 import os
 import time
 
@@ -78,6 +79,48 @@ def test_equal_content_is_stored_once(store, save_pictures):
     assert len(store) == 3
 
 
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_copy_stays_in_the_store_when_the_file_of_its_row_changes(store, save_pictures, first):
+    folder, [path] = save_pictures(1)
+    files = {name: path.rename(folder / "a.png") if name == "a" else folder / "b.png" for name in "ab"}
+    files["b"].write_bytes(png(files["a"]))
+    store.add(files[first])
+    assert counts(store.add(folder))[2:] == (1, 1, 0)
+    tiny.pictures(1, seed=9)[0].save(files[first])
+    store.add(folder)
+    assert len(store) == 2 and sources(store) == set(map(str, files.values()))
+    assert counts(store.add(folder)) == (0, 0, 0, 2, 0)
+
+
+@pytest.mark.parametrize("commit_every", [1, 512])
+def test_files_that_exchange_their_contents_keep_a_row_each(store, save_pictures, commit_every):
+    folder, paths = save_pictures(2)
+    store.add(folder)
+    first, second = map(png, paths)
+    for path, content, time_ns in ((paths[0], second, 1), (paths[1], first, 2)):
+        path.write_bytes(content)
+        os.utime(path, ns=(time_ns, time_ns))
+    store.add(folder, batch_size=1, commit_every=commit_every)
+    rows = {row["source"]: row["hash"] for row in store.get(list(store))}
+    assert rows == {str(path): hashlib.sha256(png(path)).hexdigest() for path in paths}
+
+
+def test_file_that_became_a_copy_of_another_leaves_no_row_behind(store, save_pictures):
+    folder, paths = save_pictures(2)
+    store.add(folder)
+    paths[1].write_bytes(png(paths[0]))
+    assert counts(store.add(folder)) == (0, 0, 1, 1, 0)
+    assert sources(store) == {str(paths[0])}
+
+
+def test_row_whose_file_is_gone_is_kept_beside_a_copy(store, save_pictures):
+    folder, paths = save_pictures(1)
+    store.add(folder, metadata={"title": "kept"})
+    paths[0].rename(folder / "moved.png")
+    assert counts(store.add(folder)) == (0, 0, 1, 0, 0)
+    assert store.get(list(store))[0]["metadata"] == {"title": "kept"}
+
+
 def test_equal_content_is_stored_once_across_batches_and_commits(store):
     shown = tiny.pictures(6)
     assert counts(store.add(shown * 3, batch_size=4, commit_every=5)) == (6, 0, 12, 0, 0)
@@ -92,8 +135,6 @@ def test_same_picture_under_chosen_ids_is_stored_under_each(store):
 
 
 def test_id_is_the_hash_of_a_files_bytes(store, save_pictures):
-    import hashlib
-
     _, [path] = save_pictures(1)
     store.add(path)
     assert list(store) == [hashlib.sha256(png(path)).hexdigest()[:32]]
@@ -174,6 +215,35 @@ def test_parquet_files_of_both_layouts_are_read(store, save_pictures, tmp_path):
     assert sources(store) == {str(tmp_path / f"{name}.parquet#{row}") for name in ("hub", "plain") for row in (0, 1)}
     assert {row["metadata"]["label"] for row in store.get(list(store))} == {"a", "b", None}
     assert counts(store.add(paths)) == (0, 0, 4, 0, 0)  # the same bytes as files
+
+
+def test_shards_are_read_from_a_glob_a_list_and_a_folder(new_store, save_pictures, tmp_path):
+    _, paths = save_pictures(6)
+    shards = tmp_path / "data" / "train"
+    shards.mkdir(parents=True)
+    for index in range(3):
+        content = [png(path) for path in paths[2 * index : 2 * index + 2]]
+        pq.write_table(pa.table({"image": content, "n": [index, index]}), shards / f"{index}.parquet")
+    files = sorted(shards.iterdir())
+    rows = {f"{file}#{row}" for file in files for row in (0, 1)}
+    for name, given in {"glob": f"{shards}/*.parquet", "list": files, "folder": tmp_path / "data"}.items():
+        store = new_store(name)
+        assert counts(store.add(given)) == (6, 0, 0, 0, 0)
+        assert counts(store.add(given)) == (0, 0, 0, 6, 0)
+        assert sources(store) == rows and {row["metadata"]["n"] for row in store.get(list(store))} == {0, 1, 2}
+
+
+def test_glob_may_fit_pictures_and_parquet_files(store, save_pictures):
+    folder, paths = save_pictures(3)
+    pq.write_table(pa.table({"image": [png(paths[0])]}), folder / "rows.parquet")
+    paths[0].unlink()
+    assert counts(store.add(f"{folder}/*")) == (3, 0, 0, 0, 0)
+
+
+def test_parquet_files_beside_pictures_are_left_out_of_a_folder(store, save_pictures):
+    folder, _ = save_pictures(2)
+    pq.write_table(pa.table({"file_name": ["0-000.png"], "caption": ["x"]}), folder / "metadata.parquet")
+    assert counts(store.add(folder)) == (2, 0, 0, 0, 0)
 
 
 def test_parquet_without_a_column_of_pictures_is_refused(store, tmp_path):
