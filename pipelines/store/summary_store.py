@@ -12,6 +12,7 @@ import torch
 from fwd2bot import Fwd2BotSummary
 from fwd2bot.summary_fwd2bot import METADATA_KEYS, summary_from
 
+from .checking import check_table
 from .compressor import Compressor, check_summary, new_config
 from .export import export_store, vectors
 from .indexing import IndexingJob, IndexReport, write_summaries
@@ -127,9 +128,10 @@ class SummaryStore:
         """Compress pictures and put them into the store. Stopped anyhow, the same call goes on where it was.
 
         Args:
-            images: a picture (path, URL, bytes, `PIL.Image`, uint8 array); a folder, with those in it; a glob; a
-                parquet file with a column "image"; a `datasets.Dataset` or an iterable of rows with "image", of which
-                "id" is the id and other columns are metadata; or an iterable of pictures. It is read as a stream.
+            images: a picture (path, URL, bytes, `PIL.Image`, uint8 array); a parquet file with a column "image"; a
+                folder, with those in it, of pictures or else of parquet files; a glob of pictures and parquet files; a
+                `datasets.Dataset` or an iterable of rows with "image", of which "id" is the id and other columns are
+                metadata; or an iterable of pictures. It is read as a stream.
             ids: a str for each picture. A row of the same id is replaced. Default: from the content, so that equal
                 content is in the store once.
             metadata: a dict for each picture, or one for all. Each name becomes a column that filters can name.
@@ -296,6 +298,17 @@ class SummaryStore:
                 written.
         """
         export_store(self._table, Path(path), format)
+
+    def check(self) -> int:
+        """Read every row, compare its tokens with its embedding, and return how many there are.
+
+        Opening and `stats` look at few bytes, and LanceDB keeps no checksums: only this finds all that has been
+        overwritten in tokens and embeddings. Text and numbers that were exchanged for others are not found.
+
+        Raises:
+            OSError: that names the rows or columns that are damaged.
+        """
+        return check_table(self._table)
 
     def stats(self) -> dict[str, Any]:
         """Rows, bytes on disk, bytes per picture by column, and what made them."""

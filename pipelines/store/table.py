@@ -5,11 +5,10 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import lancedb
@@ -18,6 +17,7 @@ from lancedb.index import BTree, HnswSq, IvfPq
 from lancedb.table import Table
 
 from .codecs import check_codec, token_bytes
+from .errors import store_errors
 
 FORMAT_VERSION = 1
 TABLE = "summaries"
@@ -114,7 +114,7 @@ class SummaryTable:
     @classmethod
     def create(cls, path: str | os.PathLike, config: StoreConfig) -> "SummaryTable":
         """Raise `FileExistsError` where a store is, `NotADirectoryError` where a file is."""
-        path = os.fspath(path)
+        path = _place(path)
         if exists(path):
             raise FileExistsError(f"{path} holds a store. Open it with SummaryStore.open, or choose another place.")
         if _is_local(path) and os.path.exists(path) and not os.path.isdir(path):
@@ -125,7 +125,7 @@ class SummaryTable:
     @classmethod
     def open(cls, path: str | os.PathLike) -> "SummaryTable":
         """Raise `FileNotFoundError` where no store is."""
-        path = os.fspath(path)
+        path = _place(path)
         if not exists(path):
             raise FileNotFoundError(f"{path} holds no store. Make one with SummaryStore.create.")
         with store_errors(path):
@@ -287,7 +287,7 @@ class SummaryTable:
 
 def exists(path: str | os.PathLike) -> bool:
     """Whether a store is there; makes no folder, as LanceDB would."""
-    path = os.fspath(path)
+    path = _place(path)
     if _is_local(path):
         return Path(path, f"{TABLE}.lance", "_versions").is_dir()
     with store_errors(path):
@@ -313,23 +313,12 @@ def check_metadata_name(name: Any) -> str:
     return name
 
 
-@contextmanager
-def store_errors(path: Any) -> Iterator[None]:
-    """LanceDB's errors of the disk as `OSError` that names the store."""
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        text = str(error).split(", /")[0]  # without the place in LanceDB's source
-        if isinstance(error, ValueError) and "magic" not in text:
-            raise
-        reason = f"The store {path} could not be read or written: {text}."
-        if re.search("Not found|magic|fill whole buffer|too small", text):
-            reason += " A file of it is damaged or missing; restore it from a copy, or make the store anew."
-        elif re.search("os error (13|30)", text):
-            reason += " The folder cannot be written to by this user."
-        elif re.search("os error (27|28|122)", text):
-            reason += " The disk is full. What was committed before is there; make room and run the same call again."
-        raise OSError(reason) from error
+def _place(path: str | os.PathLike) -> str:
+    """A path or URI as a str; `ValueError` for a URI that went through `pathlib`, which takes away a slash."""
+    place = os.fspath(path)
+    if isinstance(path, PurePath) and re.match(r"[a-z][a-z0-9+-]+:/", place):
+        raise ValueError(f"{place!r} is no URI, since pathlib makes one slash of two. Give it as a str.")
+    return place
 
 
 def _is_local(path: str) -> bool:

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import lancedb
+import numpy as np
 import pyarrow as pa
 import pytest
+import tiny
+import torch
 
 from fwd2bot.pipelines.store import SummaryStore
 from fwd2bot.pipelines.store.table import METADATA_KEY, TABLE
@@ -56,6 +59,54 @@ def test_damaged_data_file_is_named_as_such(filled, damage):
         reader.summary("p1")
     file.write_bytes(content)
     assert len(SummaryStore.open(store.path).summary("p1")) == 1
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int4"])
+def test_check_of_a_whole_store_counts_its_rows(new_store, codec):
+    store = new_store(codec=codec)
+    assert store.check() == 0
+    store.add(tiny.pictures(9))
+    store.add_summary(torch.randn(40, 4, 32), ids=[str(index) for index in range(40)])
+    store.delete("7")
+    assert store.check() == 48
+
+
+@pytest.mark.parametrize("damage", ["all", "front", "short", "gone"])
+def test_check_finds_an_overwritten_data_file(filled, damage):
+    store, _ = filled
+    store.add(tiny.pictures(12, seed=1))
+    file = min(Path(store.path, f"{TABLE}.lance", "data").iterdir(), key=lambda one: one.stat().st_mtime_ns)
+    content, noise = file.read_bytes(), np.random.default_rng(0).bytes(10**6)
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes({"all": noise[: len(content)], "front": noise[:1000] + content[1000:], "short": b"x"}[damage])
+    reader = SummaryStore.open(store.path)
+    assert reader.stats()["rows"] == 24  # which does not look at it
+    with pytest.raises(OSError, match="damaged or missing.* Columns that cannot be read: "):
+        reader.check()
+
+
+@pytest.mark.parametrize("part", ["tokens", "embedding"])
+@pytest.mark.parametrize("codec", ["fp16", "int8", "int4"])
+def test_check_names_a_row_whose_bytes_were_exchanged(new_store, codec, part):
+    store = new_store(codec=codec)
+    store.add(tiny.pictures(12), ids=[f"p{index}" for index in range(12)])
+    [row] = store._table.find("id", ["p3"], ["tokens", "embedding"])
+    old = row["tokens"] if part == "tokens" else np.asarray(row["embedding"], np.float16).tobytes()
+    [file] = Path(store.path, f"{TABLE}.lance", "data").iterdir()
+    content = file.read_bytes()
+    assert content.count(old) == 1
+    file.write_bytes(content.replace(old, np.random.default_rng(0).permuted(np.frombuffer(old, np.uint8)).tobytes()))
+    with pytest.raises(OSError, match="12 of 12 rows were found, and in 1 of them .* These are p3. Delete them"):
+        SummaryStore.open(store.path).check()
+
+
+def test_uri_that_went_through_pathlib_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="'s3:/bucket/store' is no URI.* Give it as a str"):
+        SummaryStore.open(Path("s3://bucket/store"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_damaged_manifest_is_named_as_such(filled):
