@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from .model_commands import compress, demo, info
 from .printing import say
 from .query_commands import ask, search
-from .store_commands import delete, export, index, stats
+from .store_commands import delete, export, index, optimize, stats
 
 INTERRUPTED = 130
 ADVICE = {
@@ -54,7 +54,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # help is plain text, so that its examples stay as they are written
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (index, search, ask, stats, delete, export, compress, info, demo):
+for command in (index, search, ask, stats, delete, optimize, export, compress, info, demo):
     app.command()(command)
 
 

@@ -1,8 +1,12 @@
 """Commands that fill, keep and export a store."""
 
 import glob
+import json
+import math
 import os
+import re
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +19,7 @@ from .printing import print_fields, print_json, print_table, say, size
 PICTURES_FAILED = 3  # exit code
 LISTED = 20  # pictures that failed, in the text
 FORMATS = {".parquet": "parquet", ".jsonl": "jsonl"}
+AGES = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def index(
@@ -27,6 +32,10 @@ def index(
     num_summary_tokens: Tokens = None,
     codec: Annotated[
         Literal["fp16", "int8", "int4"] | None, typer.Option(help="How the summaries of a new store are written.")
+    ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Kept with each of these pictures, for --where; may be repeated."),
     ] = None,
     batch_size: BatchSize = 16,
     commit_every: Annotated[
@@ -43,19 +52,25 @@ def index(
 ) -> None:
     """Put pictures into a store. Stopped anyhow, the same command goes on where it was.
 
-    A file that is in the store is skipped unread; one that has changed replaces its row. Pictures that cannot be
-    used are listed with the reason, and the exit code is 3 then.
+    A file that is in the store is skipped unread; one that has changed, or comes with other metadata, replaces its
+    row. Pictures that cannot be used are listed with the reason, and the exit code is 3 then.
+
+    Metadata values are numbers, true or false, lists of these or of texts ('tags=["a", "b"]'), and texts otherwise;
+    quotes make a text of a number ('zip="01234"').
 
     \b
     fwd2bot index photos/ --store photos.store
+    fwd2bot index photos/2024/ --store photos.store --metadata year=2024 --metadata place=Lisbon
     fwd2bot index 'scans/**/*.jpg' more/ rows.parquet --store all.store -k 8
     fwd2bot index photos/ --store photos.store --model you/your-fwd2bot --device cuda --batch-size 64
     """
     ctx.meta["interrupted"] = "What was committed stays in the store; the same command goes on from there."
-    sources = _expand(pictures)
+    sources, values = _expand(pictures), _metadata(metadata or [])
     from fwd2bot.pipelines.store import SummaryStore
-    from fwd2bot.pipelines.store.table import exists
+    from fwd2bot.pipelines.store.table import check_metadata_name, exists
 
+    for name in values:
+        check_metadata_name(name)
     options = ModelOptions(model, revision, trust_remote_code, device, dtype)
     if exists(store):
         config = SummaryStore.open(store).config
@@ -72,7 +87,8 @@ def index(
         given = {} if codec is None else {"codec": codec}
         loaded = load(options.or_embedded(), "compress")
         opened = SummaryStore.create(store, *loaded, num_summary_tokens=num_summary_tokens, **given)
-    report = opened.add(sources, batch_size=batch_size, commit_every=commit_every, strict=strict, progress=_progress())
+    job = {"batch_size": batch_size, "commit_every": commit_every, "strict": strict, "progress": _progress()}
+    report = opened.add(sources, metadata=values or None, **job)
     counts = {name: getattr(report, name) for name in ("added", "updated", "duplicates", "skipped")}
     if as_json:
         failed = [{"source": source, "reason": reason} for source, reason in report.failed]
@@ -90,14 +106,27 @@ def index(
         raise typer.Exit(PICTURES_FAILED)
 
 
-def stats(store: Store, as_json: Json = False, debug: Debug = False) -> None:
+def stats(
+    store: Store,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read every row first; the exit code is 1 if any is damaged.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """What a store holds, how large it is and what made it.
+
+    These figures look at few bytes of the store. With --check all of it is read, and tokens and embeddings are
+    compared.
 
     \b
     fwd2bot stats photos.store
+    fwd2bot stats photos.store --check
     fwd2bot stats photos.store --json | jq .rows
     """
-    found = open_store(store).stats()
+    opened = open_store(store)
+    checked = {"checked_rows": opened.check()} if check else {}
+    found = opened.stats() | checked
     if as_json:
         print_json(found)
         return
@@ -139,6 +168,54 @@ def delete(
         print(f"{len(ids):,} deleted; {store} holds {len(opened):,} pictures.")
 
 
+def optimize(
+    store: Store,
+    index: Annotated[
+        Literal["ivf_pq", "hnsw_sq"] | None,
+        typer.Option(help="Build an approximate index anew: ivf_pq is small, hnsw_sq faster to search."),
+    ] = None,
+    older_than: Annotated[
+        str,
+        typer.Option(metavar="AGE", help="Versions of the table that go, such as 90s, 30m, 12h or 7d; 0 for all."),
+    ] = "1h",
+    leftovers: Annotated[
+        bool,
+        typer.Option(
+            "--leftovers", help="Remove what killed processes left half written. Only while nobody else writes!"
+        ),
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a store small and fast: join its files, free what was deleted, build an index.
+
+    Versions of the table that are younger than --older-than stay for processes that still read them, and with them
+    the bytes of what was deleted since. An index is brought up to date; --index builds one, which is worth it from
+    some 100,000 pictures on.
+
+    \b
+    fwd2bot optimize photos.store
+    fwd2bot optimize photos.store --index ivf_pq
+    fwd2bot optimize photos.store --older-than 0
+    """
+    age = _age(older_than)
+    opened = open_store(store)
+    before = opened.stats()
+    if index is not None:
+        opened.build_index(index)
+    opened.optimize(older_than=age, leftovers=leftovers)
+    after = opened.stats()
+    if as_json:
+        figures = {name: after[name] for name in ("rows", "bytes", "fragments", "index")}
+        print_json({"store": store, **figures, "bytes_before": before["bytes"]})
+        return
+    print(
+        f"{store} holds {after['rows']:,} pictures in {size(after['bytes'])}; it had {size(before['bytes'])} before."
+    )
+    if after["index"]:
+        print(f"The index {after['index']['type']} knows {after['index']['indexed_rows']:,} of them.")
+
+
 def export(
     store: Store,
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="What to write; a folder for numpy.")],
@@ -169,6 +246,36 @@ def export(
         print_json({"store": store, "file": str(to), "format": chosen, "rows": rows})
     else:
         print(f"{rows:,} pictures written to {to}.")
+
+
+def _metadata(pairs: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE` as metadata: a value that is a number, true, false, a quoted text or a list in JSON is that."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not (name and equals):
+            raise typer.BadParameter(f"{pair!r} is not of the form KEY=VALUE.", param_hint="--metadata")
+        if name in found:
+            raise typer.BadParameter(f"{name!r} is given twice.", param_hint="--metadata")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        is_other = value is None or isinstance(value, dict) or (isinstance(value, float) and not math.isfinite(value))
+        found[name] = text if is_other else value
+    return found
+
+
+def _age(text: str) -> timedelta:
+    if text == "0":
+        return timedelta(0)
+    found = re.fullmatch(r"(\d{1,5})([smhd])", text)
+    if not found:
+        raise typer.BadParameter(
+            f"{text!r} is no age. Give a number with s, m, h or d, such as 90s, 30m, 12h or 7d; or 0.",
+            param_hint="--older-than",
+        )
+    return timedelta(**{AGES[found[2]]: int(found[1])})
 
 
 def _expand(pictures: list[str]) -> Any:

@@ -9,6 +9,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import torch
 from command_runner import fails, run, run_json
 from fwd2bot_cli.printing import print_json, print_table
 from safetensors import safe_open
@@ -18,7 +19,7 @@ from fwd2bot.pipelines import demo
 from fwd2bot.pipelines.embedded import default_checkpoint
 from fwd2bot.pipelines.store import SummaryStore
 
-COMMANDS = ("index", "search", "ask", "stats", "delete", "export", "compress", "info", "demo")
+COMMANDS = ("index", "search", "ask", "stats", "delete", "optimize", "export", "compress", "info", "demo")
 
 
 # Help
@@ -71,6 +72,42 @@ def test_index_takes_globs_files_and_folders_together(photos, checkpoint, tmp_pa
         "index", photos / "[01].png", photos / "3.png", photos, "--store", tmp_path / "s", "--model", checkpoint
     )
     assert found["added"] == found["rows"] == 5
+
+
+def test_metadata_of_a_command_are_kept_with_their_types(photos, checkpoint, tmp_path):
+    path = tmp_path / "s"
+    pairs = [
+        "year=2024",
+        "place=São Paulo = SP",
+        'zip="01234"',
+        "code=007",
+        "fine=true",
+        "x=-1.5e3",
+        'tags=["a"]',
+        "n=NaN",
+    ]
+    options = [part for pair in pairs for part in ("--metadata", pair)]
+    assert run_json("index", photos, "--store", path, "--model", checkpoint, *options)["added"] == 5
+    store = SummaryStore.open(path)
+    values = {"year": 2024, "place": "São Paulo = SP", "zip": "01234", "code": "007", "fine": True, "x": -1500.0}
+    assert store.get(list(store))[0]["metadata"] == values | {"tags": ["a"], "n": "NaN"}
+    assert run_json("index", photos, "--store", path, "--model", checkpoint)["skipped"] == 5
+    again = run_json("index", photos / "0.png", "--store", path, "--model", checkpoint, "--metadata", "year=2025")
+    assert (again["updated"], again["rows"]) == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "exit_code", "message"),
+    [
+        (["year"], 2, "'year' is not of the form KEY=VALUE"),
+        (["=1"], 2, "'=1' is not of the form"),
+        (["a=1", "--metadata", "a=2"], 2, "'a' is given twice"),
+        (["my col=1"], 1, "'my col' cannot be the name of metadata"),
+    ],
+)
+def test_metadata_that_cannot_be_are_an_error_before_a_model_is_loaded(photos, tmp_path, options, exit_code, message):
+    command = ("index", photos, "--store", tmp_path / "s", "--model", "/nowhere", "--metadata", *options)
+    assert message in fails(*command, exit_code=exit_code)
 
 
 def test_broken_picture_is_listed_and_exits_with_3(photos, checkpoint, tmp_path):
@@ -149,6 +186,42 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(photos, checkpoint, t
 def test_stats_are_those_of_the_store(photo_store):
     assert run_json("stats", photo_store) == json.loads(json.dumps(SummaryStore.open(photo_store).stats()))
     assert "rows:               5" in run("stats", photo_store).stdout
+
+
+def test_check_counts_the_rows_of_a_whole_store_and_fails_for_a_damaged_one(own_store):
+    assert run_json("stats", own_store, "--check")["checked_rows"] == 5
+    [file] = (own_store / "summaries.lance" / "data").iterdir()
+    file.write_bytes(b"garbage" * 1000)
+    assert run("stats", own_store).exit_code == 0
+    message = fails("stats", own_store, "--check")
+    assert "A file of it is damaged or missing" in message and "Columns that cannot be read: id, hash" in message
+
+
+def test_optimize_joins_files_and_frees_what_was_deleted(own_store, ids):
+    SummaryStore.open(own_store).delete(ids[:1])
+    before = run_json("stats", own_store)["bytes"]
+    kept = run_json("optimize", own_store)
+    assert (kept["rows"], kept["bytes_before"], kept["index"]) == (4, before, None)
+    found = run_json("optimize", own_store, "--older-than", "0", "--leftovers")
+    assert found["fragments"] == 1 and found["bytes"] < kept["bytes"]
+    assert "holds 4 pictures in" in run("optimize", own_store, "--older-than", "7d").stdout
+
+
+def test_optimize_builds_an_index(own_store):
+    assert "needs at least 256 rows to learn from, not 5" in fails("optimize", own_store, "--index", "ivf_pq")
+    store = SummaryStore.open(own_store)
+    summary = torch.randn(300, 4, store.config.width, generator=torch.Generator().manual_seed(0))
+    store.add_summary(summary, ids=[str(index) for index in range(300)])
+    found = run_json("optimize", own_store, "--index", "hnsw_sq")
+    assert (found["index"]["indexed_rows"], found["index"]["unindexed_rows"]) == (305, 0)
+    assert "knows 305 of them" in run("optimize", own_store).stdout
+
+
+@pytest.mark.parametrize("age", ["1", "h", "-1h", "1 h", "2w", ""])
+def test_age_of_another_form_is_a_usage_error(own_store, age):
+    assert "is no age. Give a number with s, m, h or d" in fails(
+        "optimize", own_store, "--older-than", age, exit_code=2
+    )
 
 
 def test_delete_asks_first(own_store, ids):
