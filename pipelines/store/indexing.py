@@ -55,12 +55,18 @@ class IndexingJob:
     """One call of `SummaryStore.add`.
 
     Args:
+        commit_every: None for `COMMIT_EVERY`.
         strict: whether a picture that cannot be used stops the job.
     """
 
-    def __init__(self, table: SummaryTable, compressor: Compressor, batch_size: int, commit_every: int, strict: bool):
+    COMMIT_EVERY = 512  # pictures
+
+    def __init__(
+        self, table: SummaryTable, compressor: Compressor, batch_size: int, commit_every: int | None, strict: bool
+    ):
         self.table, self.compressor = table, compressor
-        self.batch_size, self.commit_every, self.strict = batch_size, commit_every, strict
+        self.batch_size, self.strict = batch_size, strict
+        self.commit_every = self.COMMIT_EVERY if commit_every is None else commit_every
         self.report = IndexReport()
         self.started = datetime.now(UTC)
         self.pending: dict[str, tuple[Item, bytes, np.ndarray]] = {}  # by id: what the next commit writes
@@ -72,15 +78,8 @@ class IndexingJob:
         bar = logging.tqdm(
             total=total, desc="index", unit=" pictures", delay=0 if progress else BAR_DELAY, disable=progress is False
         )
-        pool, load_image = ThreadPoolExecutor(THREADS), self.compressor.processor.load_image
         try:
-            counted = _counted(items, bar)
-            fresh = self._not_indexed(counted)
-            opened = _ahead(pool, lambda item: read(item, load_image), fresh, self.batch_size + THREADS)
-            for batch in _batches(opened, self.batch_size):
-                self._compress(self._not_stored(batch))
-                if len(self.pending) + len(self.replaced) >= self.commit_every:
-                    self._commit()
+            self._index(self._not_indexed(_counted(items, bar)))
             self._commit()
         except OSError:  # which a commit would meet again
             raise
@@ -88,10 +87,21 @@ class IndexingJob:
             self._commit()
             raise
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
             bar.close()
         self.report.seconds = time.perf_counter() - start
         return self.report
+
+    def _index(self, items: Iterator[Item]) -> None:
+        """Read, compress and commit what is not in the store; a rest may be left to the last commit."""
+        pool, load_image = ThreadPoolExecutor(THREADS), self.compressor.processor.load_image
+        try:
+            opened = _ahead(pool, lambda item: read(item, load_image), items, self.batch_size + THREADS)
+            for batch in batches(opened, self.batch_size):
+                self._compress(self._not_stored(batch))
+                if len(self.pending) + len(self.replaced) >= self.commit_every:
+                    self._commit()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _fail(self, item: Item, reason: str) -> None:
         if self.strict:
@@ -165,23 +175,12 @@ class IndexingJob:
         return True
 
     def _compress(self, items: list[Item]) -> None:
-        """A batch through the model; if one of it is refused, each by itself."""
-        if not items:
-            return
-        try:
-            tokens = self.compressor.pictures([item.picture for item in items])
-            codes = encode(tokens.numpy(), self.table.config.codec)
-        except ValueError as error:
-            if len(items) > 1:
-                for item in items:
-                    self._compress([item])
-            else:
-                self._fail(items[0], str(error))
-            return
-        for item, code, embedding in zip(items, codes, embed_tokens(tokens), strict=True):
-            item.picture = None  # the pixels are no longer needed
-            self.pending[item.key] = (item, code.tobytes(), embedding)
+        for item, code, embedding in compress_items(self.compressor, items):
+            self.pending[item.key] = (item, code, embedding)
             self.replaced.update(item.replaces)
+        for item in items:
+            if item.error is not None:
+                self._fail(item, item.error)
 
     def _commit(self) -> None:
         if not self.pending and not self.replaced:
@@ -193,10 +192,17 @@ class IndexingJob:
         if self.pending:
             items, codes, embeddings = zip(*self.pending.values(), strict=True)
             self.table.upsert(_make_rows(self.table, items, codes, np.stack(embeddings)))
-            updated = sum(item.is_update for item in items)
-            self.report.updated += updated
-            self.report.added += len(items) - updated
+            self._count(items)
             self.pending.clear()
+        self._tidy_up()
+
+    def _count(self, items: Sequence[Item]) -> None:
+        """Put what a commit has written into the report."""
+        updated = sum(item.is_update for item in items)
+        self.report.updated += updated
+        self.report.added += len(items) - updated
+
+    def _tidy_up(self) -> None:
         try:
             if self.table.num_small_files() >= SMALL_FILES:
                 self.table.optimize()
@@ -206,6 +212,29 @@ class IndexingJob:
     def _names(self, items: Sequence[Item]) -> list[str]:
         known = self.table.metadata_fields
         return [name for name in dict.fromkeys(name for item in items for name in item.metadata) if name in known]
+
+
+def compress_items(compressor: Compressor, items: list[Item]) -> Iterator[tuple[Item, bytes, np.ndarray]]:
+    """A batch through the model; if one of it is refused, each by itself.
+
+    Yields:
+        `(item, tokens in the store's codec, embedding (d,))` of those that were not; the others have an `error`.
+    """
+    if not items:
+        return
+    try:
+        tokens = compressor.pictures([item.picture for item in items])
+        codes = encode(tokens.numpy(), compressor.config.codec)
+    except ValueError as error:
+        if len(items) == 1:
+            items[0].error = str(error)
+        else:
+            for item in items:
+                yield from compress_items(compressor, [item])
+        return
+    for item, code, embedding in zip(items, codes, embed_tokens(tokens), strict=True):
+        item.picture = None  # the pixels are no longer needed
+        yield item, code.tobytes(), embedding
 
 
 def write_summaries(table: SummaryTable, items: Sequence[Item], tokens: torch.Tensor) -> None:
@@ -244,6 +273,13 @@ def _make_columns(table: SummaryTable, items: Sequence[Item]) -> None:
 
 def _make_rows(table: SummaryTable, items: Sequence[Item], codes: Sequence[bytes], embeddings: np.ndarray) -> pa.Table:
     """Rows with all columns of the table; embeddings `(N, d)`."""
+    rows, config = describe_items(table, items), table.config
+    rows = rows.append_column("tokens", pa.array(codes, config.schema.field("tokens").type))
+    return rows.append_column("embedding", embedding_column(embeddings))
+
+
+def describe_items(table: SummaryTable, items: Sequence[Item]) -> pa.Table:
+    """Rows with all columns of the table but tokens and embedding."""
     config, count, stamps = table.config, len(items), [item.stamp or (None, None) for item in items]
     values = {
         "id": [item.key for item in items],
@@ -254,14 +290,17 @@ def _make_rows(table: SummaryTable, items: Sequence[Item], codes: Sequence[bytes
         "mtime_ns": [changed for _, changed in stamps],
         "length": [config.num_summary_tokens] * count,
         "added": [datetime.now(UTC)] * count,
-        "tokens": list(codes),
     }
     columns = {name: pa.array(column, config.schema.field(name).type) for name, column in values.items()}
-    flat = pa.array(embeddings.astype(np.float16).reshape(-1))
-    columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, config.width)
     for name, kind in table.metadata_fields.items():
         columns[name] = pa.array([item.metadata.get(name) for item in items], kind)
     return pa.table(columns)
+
+
+def embedding_column(embeddings: np.ndarray) -> pa.Array:
+    """Embeddings `(N, d)` as a column of float16."""
+    flat = pa.array(embeddings.astype(np.float16).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
 
 
 def _metadata_type(value: Any) -> pa.DataType:
@@ -285,7 +324,8 @@ def _counted(items: Iterable[Item], bar: Any) -> Iterator[Item]:
         yield item
 
 
-def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of up to `size` items."""
     items = iter(items)
     while batch := list(islice(items, size)):
         yield batch
