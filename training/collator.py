@@ -62,11 +62,14 @@ class Fwd2BotCollator(BackboneCollator):
         processor: a Fwd2BotProcessor.
         data: the recipe's section.
         length: of the packed rows, see BackboneCollator.
+        with_texts: whether there is a contrastive side.
     """
 
-    def __init__(self, processor: ProcessorMixin, data: Fwd2BotData, length: int | None = None):
+    def __init__(
+        self, processor: ProcessorMixin, data: Fwd2BotData, length: int | None = None, with_texts: bool = True
+    ):
         super().__init__(processor.backbone_processor, length)
-        self.processor, self.data = processor, data
+        self.processor, self.data, self.with_texts = processor, data, with_texts
         blank = np.zeros((self.image_processor.size["height"], self.image_processor.size["width"], 3), dtype=np.uint8)
         self._prompt = processor.process_images([Image.fromarray(blank)])  # its ids are the same for every picture
 
@@ -75,7 +78,7 @@ class Fwd2BotCollator(BackboneCollator):
         batch["compress_pixel_values"] = self.pixel_values(rows)
         for name in ("input_ids", "attention_mask"):
             batch[f"compress_{name}"] = self._prompt[name].expand(len(batch["compress_pixel_values"]), -1).contiguous()
-        return batch | self.texts(rows)
+        return batch | self.texts(rows) if self.with_texts else batch
 
     def texts(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         # the first row's coin: what a batch holds depends on its rows alone, so a resumed run sees the same

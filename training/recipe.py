@@ -38,6 +38,9 @@ class BackboneModel:
     init_from: str | None = None  # a folder whose weights to start from
 
 
+TRAINED_STAGES = ("both", "generate")
+
+
 @dataclass
 class Fwd2BotModel:
     """The backbone to wrap, and what is put around it."""
@@ -50,6 +53,14 @@ class Fwd2BotModel:
     config: dict[str, Any] = field(default_factory=dict)  # further fields of Fwd2BotConfig
     # A Fwd2Bot to go on from, with a new optimizer; then its own backbone, rank and number of summary tokens hold.
     init_from: str | None = None
+    # "both" stages; or "generate": its adapter alone, by the autoregressive loss, so that summaries and embeddings stay.
+    trained_stage: str = "both"
+
+    def __post_init__(self):
+        if self.trained_stage not in TRAINED_STAGES:
+            raise ValueError(
+                f"model.trained_stage is {self.trained_stage!r}; choose one of {', '.join(TRAINED_STAGES)}"
+            )
 
 
 @dataclass

@@ -126,9 +126,12 @@ def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
         model=model,
         args=args,
         train_dataset=rows,
-        data_collator=Fwd2BotCollator(processor, recipe.data, recipe.data.row_length),
+        data_collator=Fwd2BotCollator(
+            processor, recipe.data, recipe.data.row_length, with_texts=recipe.model.trained_stage == "both"
+        ),
         processing_class=processor,
         optimizer_recipe=recipe.optimizer,
+        trained_stage=recipe.model.trained_stage,
     )
 
 

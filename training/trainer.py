@@ -1,5 +1,6 @@
 """The HF Trainer for both stages: strict checkpoints, our optimizer, packed rows, the parts of the loss in the log."""
 
+import re
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
+from fwd2bot.adapters_fwd2bot import left_out_pattern
 from fwd2bot.packing_fwd2bot import packed_attention_mask
 
 from .optimizers import build_optimizer
@@ -115,11 +117,21 @@ class BackboneTrainer(StageTrainer):
 
 
 class Fwd2BotTrainer(StageTrainer):
-    """Trains a Fwd2Bot: both losses, the temperature and the length k go to the log."""
+    """Trains a Fwd2Bot: both losses, the temperature and the length k go to the log.
+
+    Args:
+        trained_stage: "both", or "generate" for the adapter of that stage alone.
+    """
+
+    def __init__(self, *args: Any, trained_stage: str = "both", **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.trained_stage = trained_stage
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:  # from_pretrained undoes what a constructor froze, so it is done here
-            self.model.mark_trainable()
+            for name, parameter in self.model.mark_trainable().items():
+                if self.trained_stage != "both" and not re.search(left_out_pattern(self.trained_stage), name):
+                    parameter.requires_grad_(False)
         return super().create_optimizer(model)
 
     def compute_loss(

@@ -39,8 +39,13 @@ def index(
     ] = None,
     batch_size: BatchSize = 16,
     commit_every: Annotated[
-        int, typer.Option(min=1, help="Pictures after which what was done is kept for good.")
-    ] = 512,
+        int | None,
+        typer.Option(min=1, help="Pictures after which what was done is kept for good: 512, with Ray 65,536."),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="ray: workers of the cluster of RAY_ADDRESS, or of this machine.")
+    ] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="Of Ray; one for each GPU, or CPU but one.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first picture that cannot be used.")] = False,
     model: Model = None,
     revision: Revision = None,
@@ -63,7 +68,14 @@ def index(
     fwd2bot index photos/2024/ --store photos.store --metadata year=2024 --metadata place=Lisbon
     fwd2bot index 'scans/**/*.jpg' more/ rows.parquet --store all.store -k 8
     fwd2bot index photos/ --store photos.store --model you/your-fwd2bot --device cuda --batch-size 64
+    fwd2bot index /shared/photos --store /shared/photos.store --engine ray --workers 8
     """
+    if engine == "ray":
+        if device not in (None, "cpu"):
+            raise typer.BadParameter("is for --engine local; Ray's workers choose their own.", param_hint="--device")
+        device = "cpu"  # from where it travels to the workers
+    elif workers is not None:
+        raise typer.BadParameter("is for --engine ray.", param_hint="--workers")
     ctx.meta["interrupted"] = "What was committed stays in the store; the same command goes on from there."
     sources, values = _expand(pictures), _metadata(metadata or [])
     from fwd2bot.pipelines.store import SummaryStore
@@ -87,8 +99,13 @@ def index(
         given = {} if codec is None else {"codec": codec}
         loaded = load(options.or_embedded(), "compress")
         opened = SummaryStore.create(store, *loaded, num_summary_tokens=num_summary_tokens, **given)
-    job = {"batch_size": batch_size, "commit_every": commit_every, "strict": strict, "progress": _progress()}
-    report = opened.add(sources, metadata=values or None, **job)
+    how: Any = engine
+    if engine == "ray":
+        from fwd2bot.pipelines.store.ray_engine import RayEngine
+
+        how = RayEngine(workers)
+    job = {"batch_size": batch_size, "commit_every": commit_every, "strict": strict, "engine": how}
+    report = opened.add(sources, metadata=values or None, progress=_progress(), **job)
     counts = {name: getattr(report, name) for name in ("added", "updated", "duplicates", "skipped")}
     if as_json:
         failed = [{"source": source, "reason": reason} for source, reason in report.failed]

@@ -11,12 +11,11 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import torch
 from transformers.utils import logging
 
 from .codecs import encode
 from .compressor import Compressor, embed_tokens
+from .rows import has_same_metadata, make_columns, make_rows
 from .sources import Item, read
 from .table import LOOKUP, SummaryTable
 
@@ -55,12 +54,18 @@ class IndexingJob:
     """One call of `SummaryStore.add`.
 
     Args:
+        commit_every: None for `COMMIT_EVERY`.
         strict: whether a picture that cannot be used stops the job.
     """
 
-    def __init__(self, table: SummaryTable, compressor: Compressor, batch_size: int, commit_every: int, strict: bool):
+    COMMIT_EVERY = 512  # pictures
+
+    def __init__(
+        self, table: SummaryTable, compressor: Compressor, batch_size: int, commit_every: int | None, strict: bool
+    ):
         self.table, self.compressor = table, compressor
-        self.batch_size, self.commit_every, self.strict = batch_size, commit_every, strict
+        self.batch_size, self.strict = batch_size, strict
+        self.commit_every = self.COMMIT_EVERY if commit_every is None else commit_every
         self.report = IndexReport()
         self.started = datetime.now(UTC)
         self.pending: dict[str, tuple[Item, bytes, np.ndarray]] = {}  # by id: what the next commit writes
@@ -72,15 +77,8 @@ class IndexingJob:
         bar = logging.tqdm(
             total=total, desc="index", unit=" pictures", delay=0 if progress else BAR_DELAY, disable=progress is False
         )
-        pool, load_image = ThreadPoolExecutor(THREADS), self.compressor.processor.load_image
         try:
-            counted = _counted(items, bar)
-            fresh = self._not_indexed(counted)
-            opened = _ahead(pool, lambda item: read(item, load_image), fresh, self.batch_size + THREADS)
-            for batch in _batches(opened, self.batch_size):
-                self._compress(self._not_stored(batch))
-                if len(self.pending) + len(self.replaced) >= self.commit_every:
-                    self._commit()
+            self._index(self._not_indexed(_counted(items, bar)))
             self._commit()
         except OSError:  # which a commit would meet again
             raise
@@ -88,10 +86,21 @@ class IndexingJob:
             self._commit()
             raise
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
             bar.close()
         self.report.seconds = time.perf_counter() - start
         return self.report
+
+    def _index(self, items: Iterator[Item]) -> None:
+        """Read, compress and commit what is not in the store; a rest may be left to the last commit."""
+        pool, load_image = ThreadPoolExecutor(THREADS), self.compressor.processor.load_image
+        try:
+            opened = _ahead(pool, lambda item: read(item, load_image), items, self.batch_size + THREADS)
+            for batch in batches(opened, self.batch_size):
+                self._compress(self._not_stored(batch))
+                if len(self.pending) + len(self.replaced) >= self.commit_every:
+                    self._commit()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _fail(self, item: Item, reason: str) -> None:
         if self.strict:
@@ -101,7 +110,7 @@ class IndexingJob:
     def _not_indexed(self, items: Iterable[Item]) -> Iterator[Item]:
         """Leave out the files that are in the store as they are on the disk, without reading them."""
         for part in self._look_ups(items):
-            _make_columns(self.table, part)
+            make_columns(self.table, part)
             known: dict[str, list[dict[str, Any]]] = {}
             columns = ["id", "hash", "source", "size", "mtime_ns", *self._names(part)]
             for row in self.table.find("source", (item.source for item in part if item.stamp), columns):
@@ -109,7 +118,7 @@ class IndexingJob:
             for item in part:
                 rows = known.get(item.source, []) if item.stamp else []
                 rows = [row for row in rows if item.id in (None, row["id"])]
-                if any((row["size"], row["mtime_ns"]) == item.stamp and _same_metadata(item, row) for row in rows):
+                if any((row["size"], row["mtime_ns"]) == item.stamp and has_same_metadata(item, row) for row in rows):
                     self.report.skipped += 1
                     continue
                 if item.id is None:  # rows whose ids the user chose are left alone
@@ -161,8 +170,8 @@ class IndexingJob:
     def _is_there(self, item: Item, row: dict[str, Any]) -> bool:
         """Count a picture whose content is in the store; False where its row is to be written anew."""
         if item.id is not None or (item.stamp and item.source == row["source"]):
-            self.report.skipped += _same_metadata(item, row)
-            return _same_metadata(item, row)
+            self.report.skipped += has_same_metadata(item, row)
+            return has_same_metadata(item, row)
         if item.stamp and _has_changed(row):
             return False  # this file takes the row over, which the other one will leave
         is_other = item.stamp is not None or row["added"] >= self.started
@@ -171,23 +180,12 @@ class IndexingJob:
         return True
 
     def _compress(self, items: list[Item]) -> None:
-        """A batch through the model; if one of it is refused, each by itself."""
-        if not items:
-            return
-        try:
-            tokens = self.compressor.pictures([item.picture for item in items])
-            codes = encode(tokens.numpy(), self.table.config.codec)
-        except ValueError as error:
-            if len(items) > 1:
-                for item in items:
-                    self._compress([item])
-            else:
-                self._fail(items[0], str(error))
-            return
-        for item, code, embedding in zip(items, codes, embed_tokens(tokens), strict=True):
-            item.picture = None  # the pixels are no longer needed
-            self.pending[item.key] = (item, code.tobytes(), embedding)
+        for item, code, embedding in compress_items(self.compressor, items):
+            self.pending[item.key] = (item, code, embedding)
             self.replaced.update(item.replaces)
+        for item in items:
+            if item.error is not None:
+                self._fail(item, item.error)
 
     def _commit(self) -> None:
         if not self.pending and not self.replaced:
@@ -198,11 +196,18 @@ class IndexingJob:
         self.replaced.clear()
         if self.pending:
             items, codes, embeddings = zip(*self.pending.values(), strict=True)
-            self.table.upsert(_make_rows(self.table, items, codes, np.stack(embeddings)))
-            updated = sum(item.is_update for item in items)
-            self.report.updated += updated
-            self.report.added += len(items) - updated
+            self.table.upsert(make_rows(self.table, items, codes, np.stack(embeddings)))
+            self._count(items)
             self.pending.clear()
+        self._tidy_up()
+
+    def _count(self, items: Sequence[Item]) -> None:
+        """Put what a commit has written into the report."""
+        updated = sum(item.is_update for item in items)
+        self.report.updated += updated
+        self.report.added += len(items) - updated
+
+    def _tidy_up(self) -> None:
         try:
             if self.table.num_small_files() >= SMALL_FILES:
                 self.table.optimize()
@@ -214,75 +219,27 @@ class IndexingJob:
         return [name for name in dict.fromkeys(name for item in items for name in item.metadata) if name in known]
 
 
-def write_summaries(table: SummaryTable, items: Sequence[Item], tokens: torch.Tensor) -> None:
-    """One commit of summaries `(N, k, d)` that are there already.
+def compress_items(compressor: Compressor, items: list[Item]) -> Iterator[tuple[Item, bytes, np.ndarray]]:
+    """A batch through the model; if one of it is refused, each by itself.
 
-    Raises:
-        ValueError: for NaN, or metadata that do not fit their columns.
+    Yields:
+        `(item, tokens in the store's codec, embedding (d,))` of those that were not; the others have an `error`.
     """
-    codes = encode(tokens.numpy(), table.config.codec)
-    _make_columns(table, items)
-    for item in items:
-        if item.error is not None:
-            raise ValueError(f"{item.id}: {item.error}")
-    table.upsert(_make_rows(table, items, [code.tobytes() for code in codes], embed_tokens(tokens)))
-
-
-def _make_columns(table: SummaryTable, items: Sequence[Item]) -> None:
-    """Make the columns that the items' metadata need, and mark the items whose values do not fit theirs."""
-    known = table.metadata_fields
-    new: dict[str, pa.DataType] = {}
-    for item in items:
-        for name, value in item.metadata.items():
-            if value is None:
-                continue
-            kind = known.get(name) or new.get(name)
-            try:
-                if kind is None:
-                    new[name] = _metadata_type(value)
-                else:
-                    pa.scalar(value, kind)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError, OverflowError) as error:
-                found = f"is {kind} in the store, got {value!r:.80}" if kind else str(error)
-                item.error = f"Metadata {name!r} {found}."
-    table.add_columns(new)
-
-
-def _make_rows(table: SummaryTable, items: Sequence[Item], codes: Sequence[bytes], embeddings: np.ndarray) -> pa.Table:
-    """Rows with all columns of the table; embeddings `(N, d)`."""
-    config, count, stamps = table.config, len(items), [item.stamp or (None, None) for item in items]
-    values = {
-        "id": [item.key for item in items],
-        "hash": [item.hash for item in items],
-        "source": [item.source for item in items],
-        "page": [None] * count,
-        "size": [size for size, _ in stamps],
-        "mtime_ns": [changed for _, changed in stamps],
-        "length": [config.num_summary_tokens] * count,
-        "added": [datetime.now(UTC)] * count,
-        "tokens": list(codes),
-    }
-    columns = {name: pa.array(column, config.schema.field(name).type) for name, column in values.items()}
-    flat = pa.array(embeddings.astype(np.float16).reshape(-1))
-    columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, config.width)
-    for name, kind in table.metadata_fields.items():
-        columns[name] = pa.array([item.metadata.get(name) for item in items], kind)
-    return pa.table(columns)
-
-
-def _metadata_type(value: Any) -> pa.DataType:
-    """Arrow type of the column for a value; `ValueError` for what a filter could not read."""
-    kind = pa.scalar(value).type
-    inner = kind.value_type if pa.types.is_list(kind) else kind
-    if pa.types.is_nested(inner) or pa.types.is_null(inner) or pa.types.is_binary(inner):
-        raise ValueError(
-            f"is a {type(value).__name__}, and metadata are str, numbers, bool, dates or lists of these. Leave it out"
-        )
-    return kind
-
-
-def _same_metadata(item: Item, row: dict[str, Any]) -> bool:
-    return all(row.get(name) == value for name, value in item.metadata.items())
+    if not items:
+        return
+    try:
+        tokens = compressor.pictures([item.picture for item in items])
+        codes = encode(tokens.numpy(), compressor.config.codec)
+    except ValueError as error:
+        if len(items) == 1:
+            items[0].error = str(error)
+        else:
+            for item in items:
+                yield from compress_items(compressor, [item])
+        return
+    for item, code, embedding in zip(items, codes, embed_tokens(tokens), strict=True):
+        item.picture = None  # the pixels are no longer needed
+        yield item, code.tobytes(), embedding
 
 
 def _has_changed(row: dict[str, Any]) -> bool:
@@ -302,7 +259,8 @@ def _counted(items: Iterable[Item], bar: Any) -> Iterator[Item]:
         yield item
 
 
-def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of up to `size` items."""
     items = iter(items)
     while batch := list(islice(items, size)):
         yield batch

@@ -139,7 +139,7 @@ def read(item: Item, load_image: Any) -> Item:
                 raise FileNotFoundError("it does not exist or is no file")
             item.picture = Path(item.picture).read_bytes()
         if isinstance(item.picture, (bytes, bytearray, memoryview)):
-            item.hash = hashlib.sha256(item.picture).hexdigest()
+            item.hash = hash_bytes(item.picture)
             item.picture = load_image(item.picture)
         else:
             item.picture = load_image(item.picture)
@@ -148,6 +148,11 @@ def read(item: Item, load_image: Any) -> Item:
     except (TypeError, ValueError, OSError) as error:
         item.picture, item.error = None, str(error)
     return item
+
+
+def hash_bytes(content: bytes) -> str:
+    """What tells equal files."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def _is_sized(images: Any) -> bool:

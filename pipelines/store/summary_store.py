@@ -15,7 +15,8 @@ from fwd2bot.summary_fwd2bot import METADATA_KEYS, summary_from
 from .checking import check_table
 from .compressor import Compressor, check_summary, new_config
 from .export import export_store, vectors
-from .indexing import IndexingJob, IndexReport, write_summaries
+from .indexing import IndexingJob, IndexReport
+from .rows import write_summaries
 from .searching import decode_tokens, search_table
 from .sources import count_items, each_item, summary_items
 from .table import OLD, StoreConfig, SummaryTable, exists
@@ -121,9 +122,10 @@ class SummaryStore:
         ids: Any = None,
         metadata: Any = None,
         batch_size: int = 16,
-        commit_every: int = 512,
+        commit_every: int | None = None,
         strict: bool = False,
         progress: bool | None = None,
+        engine: Any = "local",
     ) -> IndexReport:
         """Compress pictures and put them into the store. Stopped anyhow, the same call goes on where it was.
 
@@ -136,9 +138,11 @@ class SummaryStore:
                 content is in the store once.
             metadata: a dict for each picture, or one for all. Each name becomes a column that filters can name.
             batch_size: pictures that go through the model at once.
-            commit_every: pictures after which what was done is in the store for good.
+            commit_every: pictures after which what was done is in the store for good. Default: 512; with Ray 65,536.
             strict: whether a picture that cannot be read stops the call; otherwise it is listed in the report.
             progress: True for a progress bar, False for none, None for one after two seconds.
+            engine: "local"; or "ray", or a `fwd2bot.pipelines.store.ray_engine.RayEngine`, to compress and write with
+                the workers of a Ray cluster. See docs/ray.md.
 
         A file that is in the store with the same path, size and time of change is skipped unread; one that has changed
         replaces its row. Of several frames or pages the first is taken; the column "page" stays empty.
@@ -150,9 +154,16 @@ class SummaryStore:
         """
         self._compressor.require("add pictures", "compress")
         for name, value in (("batch_size", batch_size), ("commit_every", commit_every)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            is_default = name == "commit_every" and value is None
+            if not is_default and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
-        job = IndexingJob(self._table, self._compressor, batch_size, commit_every, strict)
+        arguments = (self._table, self._compressor, batch_size, commit_every, strict)
+        if engine == "local":
+            job = IndexingJob(*arguments)
+        else:
+            from .ray_engine import make_job  # Ray is optional
+
+            job = make_job(*arguments, engine, progress)
         return job.run(each_item(images, ids, metadata), count_items(images), progress)
 
     def add_summary(self, summary: Any, *, ids: Iterable[str], metadata: Any = None, sources: Any = None) -> None:

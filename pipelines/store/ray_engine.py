@@ -1,0 +1,276 @@
+"""The indexing job on a Ray cluster: many workers compress and write, and each round is one commit.
+
+A round is `commit_every` pictures. The calling process decides, as the job on one machine does, which are new; Ray
+Data hands them to workers that hold the model; lance-ray lets workers write the rows as fragments of the table and
+commits them all at once. Tensors never pass through the calling process.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+try:
+    import lance_ray
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext, Dataset
+except ImportError as error:
+    raise ImportError('engine="ray" needs Ray and lance-ray. Install them: pip install "fwd2bot[ray]"') from error
+
+from .compressor import Compressor
+from .errors import store_errors
+from .indexing import THREADS, IndexingJob, batches, compress_items
+from .rows import describe_items, embedding_column
+from .sources import Item, hash_bytes, read
+from .table import LOOKUP, TABLE, SummaryTable
+
+IN_MEMORY = 2**29  # bytes of pictures without an address of their own that a round may hold
+# What a worker reads: the address of a file or URL, or the picture's bytes and their hash.
+READS = pa.schema({"position": pa.int64(), "address": pa.string(), "content": pa.large_binary(), "hash": pa.string()})
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """How `SummaryStore.add(engine=…)` uses a Ray cluster.
+
+    A cluster that the process is connected to is used; else the one of the environment variable RAY_ADDRESS; else one
+    is started on this machine. Every node needs this package with its extra "ray", and must reach the pictures by the
+    same paths or URLs and the store by the same path or URI.
+
+    Args:
+        workers: processes that each hold the model. Default: one for each GPU of the cluster, or without any one for
+            each CPU but one, which is left for reading and writing.
+        cpus_per_worker, gpus_per_worker: what each reserves. Default: one CPU, and a GPU if the cluster has any.
+    """
+
+    workers: int | None = None
+    cpus_per_worker: float = 1
+    gpus_per_worker: float | None = None
+
+    def __post_init__(self):
+        if self.workers is not None and (not isinstance(self.workers, int) or self.workers < 1):
+            raise ValueError(f"workers must be an integer of at least 1, or None, got {self.workers!r}.")
+
+    def connect(self) -> tuple[int, float]:
+        """Connect to the cluster, or start one; returns the number of workers and the GPUs of each."""
+        if not ray.is_initialized():
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            options = {}
+            if not os.environ.get("RAY_ADDRESS"):  # a cluster of this machine's own: as many CPUs as are asked for
+                needed = math.ceil((self.workers or 1) * self.cpus_per_worker) + 1
+                options = {"address": "local", "num_cpus": max(os.cpu_count() or 1, needed)}
+            ray.init(log_to_driver=False, **options)
+        found = ray.cluster_resources()
+        gpus = found.get("GPU", 0)
+        per_worker = self.gpus_per_worker if self.gpus_per_worker is not None else float(gpus >= 1)
+        if self.workers is not None:
+            return self.workers, per_worker
+        fitting = gpus / per_worker if per_worker else (found.get("CPU", 1) - 1) / self.cpus_per_worker
+        return max(1, int(fitting)), per_worker
+
+
+class RayIndexingJob(IndexingJob):
+    """One call of `SummaryStore.add` with a `RayEngine`."""
+
+    COMMIT_EVERY = 65_536  # pictures of a round; each round starts the workers anew
+
+    def __init__(self, *arguments: Any, engine: RayEngine, progress: bool | None = None):
+        super().__init__(*arguments)
+        model = self.compressor.model
+        if any(weight.device.type != "cpu" for weight in model.parameters()):
+            raise ValueError(
+                f"The model is on {model.device}. With Ray it travels to the workers, which put it on devices of "
+                "their own: load it on the CPU."
+            )
+        self.workers, self.gpus = engine.connect()
+        self.cpus = engine.cpus_per_worker
+        DataContext.get_current().enable_progress_bars = progress is True
+        self.shared = ray.put(self.compressor)
+
+    def _index(self, items: Iterator[Item]) -> None:
+        for part in _rounds(items, self.commit_every):
+            try:
+                self._round(part)
+            except ray.exceptions.RayError as error:
+                raise RuntimeError(
+                    f"The Ray job stopped: {error}\nWhat was committed before is in the store; the same call goes on."
+                ) from error
+            finally:
+                self.pending.clear()
+                self.replaced.clear()
+
+    def _commit(self) -> None:
+        """Nothing: each round commits itself, whole or not at all."""
+
+    def _round(self, part: list[Item]) -> None:
+        """Compress the pictures and commit those that are new."""
+        in_memory = [item for item in part if item.stamp is None and item.error is None]
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda item: _make_portable(item, self.compressor.processor.load_image), in_memory))
+        self._keep(item for item in in_memory if item.error is None)
+        kept_before = {id(item) for item, _, _ in self.pending.values()}
+        sent = [item for item in part if item.error is None and (item.stamp is not None or id(item) in kept_before)]
+        if sent:
+            summaries = self._summaries(sent)
+            self._keep(item for item in sent if item.stamp is not None and item.error is None)
+            kept = {id(item) for item, _, _ in self.pending.values() if item.error is None}
+            self._write(summaries, [(index, item) for index, item in enumerate(sent) if id(item) in kept])
+        for item in part:
+            if item.error is not None:
+                self._fail(item, item.error)
+
+    def _keep(self, items: Iterable[Item]) -> None:
+        """Of items whose hash is known, note those that are new for the commit."""
+        for some in batches(items, LOOKUP):
+            for item in self._not_stored(some):
+                self.pending[item.key] = (item, b"", None)
+                self.replaced.update(item.replaces)
+
+    def _summaries(self, items: list[Item]) -> Dataset:
+        """Compress on the cluster. What was found out about each item is noted in it; the tensors stay with Ray."""
+        blocks = []
+        for start in range(0, len(items), self.batch_size):
+            some = items[start : start + self.batch_size]
+            columns = {
+                "position": range(start, start + len(some)),
+                "address": [None if isinstance(item.picture, bytes) else str(item.picture) for item in some],
+                "content": [item.picture if isinstance(item.picture, bytes) else None for item in some],
+                "hash": [item.hash for item in some],
+            }
+            blocks.append(pa.table(columns, schema=READS))
+        pool = ActorPoolStrategy(size=min(self.workers, len(blocks)))
+        found = ray.data.from_arrow(blocks).map_batches(
+            Worker,
+            fn_constructor_args=(self.shared,),
+            batch_format="pyarrow",
+            batch_size=self.batch_size,
+            compute=pool,
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+        )
+        found = found.materialize()
+        for block in ray.get(found.select_columns(["position", "hash", "error"]).to_arrow_refs()):
+            for row in block.to_pylist():
+                item = items[row["position"]]
+                item.picture, item.hash, item.error = None, row["hash"], row["error"]
+        return found
+
+    def _write(self, summaries: Dataset, kept: list[tuple[int, Item]]) -> None:
+        """One commit; before it, as on one machine, one that deletes what is replaced."""
+        items = [item for _, item in kept]
+        own = {item.key for item in items if item.is_update}  # appended, not merged
+        self.table.delete(sorted(own.union(*(item.replaces for item in items))))
+        if not kept:
+            return
+        table, schema = self.table, self.table.table.schema
+        known = describe_items(table, items).append_column("position", pa.array([index for index, _ in kept]))
+        described = ray.put(known)
+        rows = summaries.map_batches(
+            complete_rows, fn_kwargs={"described": described, "schema": schema}, batch_format="pyarrow"
+        )
+        with store_errors(table.path):
+            lance_ray.write_lance(
+                rows,
+                f"{table.path.rstrip('/')}/{TABLE}.lance",
+                mode="append",
+                schema=schema,
+                min_rows_per_file=math.ceil(len(kept) / self.workers),
+            )
+        self._count(items)
+        self._tidy_up()
+
+
+class Worker:
+    """What Ray starts on the cluster: a model that compresses batches."""
+
+    def __init__(self, compressor: Any):
+        import torch
+
+        self.compressor: Compressor = ray.get(compressor) if isinstance(compressor, ray.ObjectRef) else compressor
+        device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+        self.compressor.model.to(device).eval()
+        self.pool = ThreadPoolExecutor(THREADS)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Rows as `READS` says to their position, hash, and error or tokens and embedding."""
+        config, load_image = self.compressor.config, self.compressor.processor.load_image
+        items = [Item(row["content"] if row["address"] is None else row["address"]) for row in batch.to_pylist()]
+        list(self.pool.map(lambda item: read(item, load_image), items))
+        tokens = [bytes(config.token_bytes)] * len(items)
+        embeddings = np.zeros((len(items), config.width), np.float32)
+        place = {id(item): index for index, item in enumerate(items)}
+        for item, code, embedding in compress_items(self.compressor, [item for item in items if item.error is None]):
+            tokens[place[id(item)]], embeddings[place[id(item)]] = code, embedding
+        hashes = [known or item.hash for known, item in zip(batch["hash"].to_pylist(), items, strict=True)]
+        columns = {
+            "position": batch["position"],
+            "hash": pa.array(hashes, pa.string()),
+            "error": pa.array([item.error for item in items], pa.string()),
+            "tokens": pa.array(tokens, pa.binary(config.token_bytes)),
+            "embedding": embedding_column(embeddings),
+        }
+        return pa.table(columns)
+
+
+def complete_rows(batch: pa.Table, described: Any, schema: pa.Schema) -> pa.Table:
+    """Rows of the table from what workers found, for the positions that are described; the others are left out."""
+    known: pa.Table = ray.get(described) if isinstance(described, ray.ObjectRef) else described
+    batch = batch.filter(pc.is_in(batch["position"], known["position"].combine_chunks()))
+    rows = known.take(pc.index_in(batch["position"], known["position"].combine_chunks()))
+    for name in ("tokens", "embedding"):
+        rows = rows.append_column(name, batch[name])
+    for field in schema:  # columns that another writer has made meanwhile stay empty
+        if field.name not in rows.column_names:
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    return rows.select(schema.names).cast(schema)
+
+
+def _make_portable(item: Item, load_image: Any) -> None:
+    """Hash a picture that is in memory, and make it bytes that a worker opens."""
+    if isinstance(item.picture, (bytes, bytearray, memoryview)):
+        item.picture = bytes(item.picture)
+        item.hash = hash_bytes(item.picture)
+        return
+    read(item, load_image)
+    if item.error is None:
+        file = BytesIO()
+        item.picture.save(file, "PNG", compress_level=1)
+        item.picture = file.getvalue()
+
+
+def _rounds(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of up to `size` items, and of no more than `IN_MEMORY` bytes of encoded pictures."""
+    part: list[Item] = []
+    weight = 0
+    for item in items:
+        part.append(item)
+        weight += len(item.picture) if isinstance(item.picture, (bytes, bytearray)) else 0
+        if len(part) == size or weight >= IN_MEMORY:
+            yield part
+            part, weight = [], 0
+    if part:
+        yield part
+
+
+def make_job(
+    table: SummaryTable,
+    compressor: Compressor,
+    batch_size: int,
+    commit_every: int | None,
+    strict: bool,
+    engine: RayEngine | str,
+    progress: bool | None,
+) -> RayIndexingJob:
+    """The job of `SummaryStore.add(engine=…)`; `ValueError` for an engine that there is none of."""
+    if engine == "ray":
+        engine = RayEngine()
+    if not isinstance(engine, RayEngine):
+        raise ValueError(f'engine={engine!r} is unknown; choose "local", "ray" or a RayEngine.')
+    return RayIndexingJob(table, compressor, batch_size, commit_every, strict, engine=engine, progress=progress)
