@@ -41,6 +41,9 @@ def cost(
     Args:
         result: what `store_scale.py` wrote, with at least two sizes.
         k, width, codec: of the store.
+
+    Raises:
+        ValueError: where the exact search of the larger store was not slower.
     """
     sizes = sorted(result["sizes"], key=lambda size: size["rows"])
     before, largest = sizes[-2], sizes[-1]
@@ -57,6 +60,11 @@ def cost(
     times = [{one["name"]: one for one in size["searches"]} for size in (before, largest)]
     base = max(one["exact"]["import"] + one["exact"]["peak"] for one in times)
     slope = (times[1]["exact"]["median_ms"] - times[0]["exact"]["median_ms"]) / (largest["rows"] - before["rows"])
+    if slope <= 0:
+        raise ValueError(
+            f"Exact search took no longer in {largest['rows']:,} rows than in {before['rows']:,}, so nothing can be "
+            "extrapolated. Measure larger stores, on a machine with nothing else to do."
+        )
     found["exact_memory"] = base
     found["exact_ms"] = times[1]["exact"]["median_ms"] + wider * slope * rows - slope * largest["rows"]
     for kind, index in largest["indices"].items():

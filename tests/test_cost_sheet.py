@@ -82,3 +82,9 @@ def test_sheet_prints_a_line_for_each_size_and_prices_only_when_given(figures, s
     monkeypatch.setattr("sys.argv", ["cost_sheet.py", str(path), "--dollars-per-gb-month", "0.5"])
     sheet["main"]()
     assert "| 0.67 |" in capsys.readouterr().out  # (864 + 384 + 64 + 20) MB
+
+
+def test_figures_that_do_not_grow_with_the_rows_are_refused(figures, sheet):
+    figures["sizes"][1]["searches"][0]["median_ms"] = 90.0
+    with pytest.raises(ValueError, match="no longer in 1,000,000 rows than in 100,000"):
+        sheet["cost"](figures, MILLION, 8, 192, "int4", 100 * MILLION)
