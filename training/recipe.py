@@ -53,7 +53,7 @@ class Fwd2BotModel:
     config: dict[str, Any] = field(default_factory=dict)  # further fields of Fwd2BotConfig
     # A Fwd2Bot to go on from, with a new optimizer; then its own backbone, rank and number of summary tokens hold.
     init_from: str | None = None
-    # "both" stages; or "generate": its adapter alone, by the autoregressive loss, so that summaries and embeddings stay.
+    # "both" stages; or "generate": its adapter alone, so that summaries and embeddings stay as they are.
     trained_stage: str = "both"
 
     def __post_init__(self):

@@ -12,7 +12,8 @@ from .compressor import Compressor, embed_tokens
 from .table import StoreConfig, SummaryTable
 
 EXACT_BELOW = 50_000  # rows, up to which an approximate index is not asked unless the call says so
-REFINE = 10  # times top_k rows of an approximate search are compared anew with their own embeddings
+PROBES = 20  # partitions of the index that an approximate search goes through
+REFINE = 30  # times top_k rows of an approximate search are compared anew with their own embeddings
 
 
 def search_table(
@@ -65,7 +66,14 @@ def search_table(
 
 
 def nearest(
-    table: SummaryTable, vector: np.ndarray, columns: list[str], count: int, where: str | None, approximate: bool
+    table: SummaryTable,
+    vector: np.ndarray,
+    columns: list[str],
+    count: int,
+    where: str | None,
+    approximate: bool,
+    probes: int = PROBES,
+    refine: int = REFINE,
 ) -> pa.Table:
     """The `count` rows of the largest cosine, best first, with `columns` and `_distance`, which is 1 - cosine."""
     builder = table.table.search(vector, vector_column_name="embedding").distance_type("dot")
@@ -73,7 +81,10 @@ def nearest(
     builder = builder.select([*columns, "_distance"]).limit(count)
     if where is not None:
         builder = builder.where(f"({where})")
-    builder = builder.refine_factor(REFINE) if approximate else builder.bypass_vector_index()
+    if approximate:
+        builder = builder.nprobes(probes).refine_factor(refine)
+    else:
+        builder = builder.bypass_vector_index()
     return table.read(builder.to_arrow, where)
 
 
