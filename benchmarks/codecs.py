@@ -7,9 +7,9 @@ picture among all: full descriptions for their own, short captions for one that 
 embedding in the store, which is kept in float16 beside the tokens whatever the codec; by one pooled from the decoded
 tokens; and by late interaction (`rerank="maxsim"`) over the 50 best. Captions are full descriptions, written greedily
 from the summaries as the store gives them back, and compared with five true ones each. Beside their scores stand those
-of the uncompressed backbone, and of a sixth true description: wordings differ, so it does not reach the top, either, and
-a model that always takes the usual wording scores more. The store's default codec is the one of fewest bytes that keeps
-99% of fp16's answers at every length. Takes some minutes.
+of the uncompressed backbone, and of a sixth true description: wordings differ, so it does not reach the top, either,
+and a model that always takes the usual wording scores more. The store's default codec is the one of fewest bytes that
+keeps 99% of fp16's answers at every length. Takes some minutes.
 """
 
 import argparse
