@@ -6,7 +6,8 @@ Four ways over the same pictures in the same batches, in alternating order, medi
 
 - compress: `model.compress` on tensors that are ready;
 - one after the other: each batch read, decoded, made into tensors, compressed;
-- job, from files: `SummaryStore.add` on the files, into a store that is empty, with look-ups, hashes and commits;
+- job, from files: `SummaryStore.add` on the files, into an empty store, with look-ups, hashes and commits (the
+  seconds of its report: making the empty store is not in it);
 - job, from memory: the same on decoded `PIL.Image`.
 
 The overhead is of the time beyond `model.compress`. `tiny` is the embedded checkpoint. `small` (the layers of CLIP
@@ -91,44 +92,47 @@ def load(size: str) -> tuple[Any, Any, int]:
 
 def ways(
     model: Any, processor: Any, files: Sequence[Path], folder: Path, k: int, batch_size: int
-) -> dict[str, Callable[[], None]]:
-    """What is timed, by name."""
+) -> dict[str, Callable[[], float]]:
+    """What is timed, by name; each returns its seconds."""
     parts = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     pictures = [processor.load_image(file) for file in files]
     ready = [processor.process_images([processor.load_image(file) for file in part]) for part in parts]
 
-    def compress() -> None:
+    def compress() -> float:
+        start = time.perf_counter()
         for inputs in ready:
             model.compress(**inputs, num_summary_tokens=k)
+        return time.perf_counter() - start
 
-    def one_after_the_other() -> None:
+    def one_after_the_other() -> float:
+        start = time.perf_counter()
         for part in parts:
             inputs = processor.process_images([processor.load_image(file) for file in part])
             model.compress(**inputs, num_summary_tokens=k)
+        return time.perf_counter() - start
 
-    def job(images: Sequence[Any]) -> Callable[[], None]:
-        def run() -> None:
+    def job(images: Sequence[Any]) -> Callable[[], float]:
+        def run() -> float:
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 store = SummaryStore.create(Path(place) / "store", model, processor, num_summary_tokens=k)
                 report = store.add(images, batch_size=batch_size, progress=False)
             if report.added != len(files):
                 raise RuntimeError(f"Of {len(files)} pictures {report.added} were added: {report}")
+            return report.seconds
 
         return run
 
     return dict(zip(WAYS, (compress, one_after_the_other, job(list(files)), job(pictures)), strict=True))
 
 
-def measure(timed: dict[str, Callable[[], None]], repetitions: int) -> dict[str, list[float]]:
+def measure(timed: dict[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
     """Seconds of each way in each repetition; every other one goes through them backwards."""
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for run in timed.values():  # once to warm up
         run()
     for repetition in range(repetitions):
         for name in list(timed)[:: -1 if repetition % 2 else 1]:
-            start = time.perf_counter()
-            timed[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(timed[name]())
     return seconds
 
 

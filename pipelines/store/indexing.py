@@ -204,8 +204,9 @@ class IndexingJob:
             logging.get_logger(__name__).warning(f"The store was not tidied up: {error}")
 
     def _names(self, items: Sequence[Item]) -> list[str]:
-        known = self.table.metadata_fields
-        return [name for name in dict.fromkeys(name for item in items for name in item.metadata) if name in known]
+        given = dict.fromkeys(name for item in items for name in item.metadata)
+        known = self.table.metadata_fields if given else ()  # which asks the disk
+        return [name for name in given if name in known]
 
 
 def write_summaries(table: SummaryTable, items: Sequence[Item], tokens: torch.Tensor) -> None:
@@ -224,6 +225,8 @@ def write_summaries(table: SummaryTable, items: Sequence[Item], tokens: torch.Te
 
 def _make_columns(table: SummaryTable, items: Sequence[Item]) -> None:
     """Make the columns that the items' metadata need, and mark the items whose values do not fit theirs."""
+    if not any(item.metadata for item in items):
+        return
     known = table.metadata_fields
     new: dict[str, pa.DataType] = {}
     for item in items:
