@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from .recipe import BackboneData, Fwd2BotData
 from .scenes import (
+    DESCRIBE,
     Scene,
     altered,
     ask,
@@ -28,7 +29,6 @@ from .scenes import (
 )
 
 IGNORED = -100  # the label of a token that is not learnt
-DESCRIBE = "Describe the picture."
 DESCRIBE_ONE = "Describe picture {}."
 
 

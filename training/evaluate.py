@@ -8,24 +8,31 @@ pictures.
 import argparse
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from PIL import Image
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from fwd2bot import Fwd2BotSummary
-from fwd2bot.processing_fwd2bot import adds_special_tokens
 
-from .metrics import exact_match, preference, recall_at_k
+from .answering import (
+    Asked,
+    answer,
+    answer_from_summary,
+    answer_uncompressed,
+    image_tokens,
+    right_by_kind,
+    right_by_pictures,
+    scene_rng,
+    slices,
+)
+from .metrics import preference, recall_at_k
 from .scenes import (
     HARD_NEGATIVE_SORTS,
-    Question,
     Scene,
     ask,
     ask_several,
@@ -38,10 +45,7 @@ from .scenes import (
     truth_table,
 )
 
-GREEDY = {"max_new_tokens": 12, "do_sample": False}
 SEVERAL = (2, 3, 4, 5)  # pictures of a prompt that shows several
-
-Asked = tuple[tuple[int, ...], Question]  # the numbers of the pictures that a prompt shows, and its question
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,7 +104,9 @@ def evaluate(
     processor = AutoProcessor.from_pretrained(checkpoint)
     scenes = [scene(split, index, shapes_only=shapes_only) for index in range(pictures)]
     images = [render(one) for one in tqdm(scenes, desc="draw", leave=False)]
-    asked = [((i,), question) for i, one in enumerate(scenes) for question in ask(one, _rng("ask", one), questions)]
+    asked = [
+        ((i,), question) for i, one in enumerate(scenes) for question in ask(one, scene_rng("ask", one), questions)
+    ]
     asked_of_several = _ask_several(scenes, several)
     results: dict[str, Any] = {
         "checkpoint": Path(checkpoint).name,
@@ -119,24 +125,26 @@ def evaluate(
     width = model.config.get_text_config().hidden_size
 
     def answers(generate: Callable) -> dict[str, Any]:
-        figures: dict[str, Any] = {"answers": _by_kind(asked, _answer(asked, bare_processor, batch_size, generate))}
+        figures: dict[str, Any] = {
+            "answers": right_by_kind(asked, answer(asked, bare_processor, batch_size, generate))
+        }
         if asked_of_several:
-            given = _answer(asked_of_several, bare_processor, batch_size, generate)
-            figures["several"] = _by_kind(asked_of_several, given)
-            figures["several_by_pictures"] = _by_pictures(asked_of_several, given)
+            given = answer(asked_of_several, bare_processor, batch_size, generate)
+            figures["several"] = right_by_kind(asked_of_several, given)
+            figures["several_by_pictures"] = right_by_pictures(asked_of_several, given)
         return figures
 
     def uncompressed(shown: list[tuple[int, ...]], prompts: list[str]) -> torch.Tensor:
-        return _answer_uncompressed(model, bare_processor, [[images[i] for i in row] for row in shown], prompts)
+        return answer_uncompressed(model, bare_processor, [[images[i] for i in row] for row in shown], prompts)
 
     results["uncompressed"] = {
         **answers(uncompressed),
-        "bytes_per_image": _image_tokens(bare_processor) * width * 2,
+        "bytes_per_image": image_tokens(bare_processor) * width * 2,
     }
     if not is_fwd2bot:
         return results
 
-    inputs = (processor.process_images(images[part]).to(model.device) for part in _slices(pictures, batch_size))
+    inputs = (processor.process_images(images[part]).to(model.device) for part in slices(pictures, batch_size))
     summary = Fwd2BotSummary.cat([model.compress(**batch) for batch in tqdm(inputs, desc="compress", leave=False)])
     searched = range(results["retrieval_pictures"])
     captions = _captions([scenes[index] for index in searched])
@@ -147,7 +155,7 @@ def evaluate(
         def compressed(
             shown: list[tuple[int, ...]], prompts: list[str], short: Fwd2BotSummary = short
         ) -> torch.Tensor:
-            return _answer_from_summary(model, processor, short[[i for row in shown for i in row]], prompts)
+            return answer_from_summary(model, processor, short[[i for row in shown for i in row]], prompts)
 
         results[f"k={k}"] = {
             **answers(compressed),
@@ -219,60 +227,15 @@ def _ask_several(scenes: Sequence[Scene], count: int) -> list[Asked]:
     return asked
 
 
-def _answer(asked: list[Asked], processor: Any, batch_size: int, generate: Callable) -> list[str]:
-    """An answer per question. `generate(picture numbers of each prompt, prompts)` returns the new ids alone."""
-
-    @cache
-    def prompt(text: str, pictures: int) -> str:
-        content = [{"type": "image"}] * pictures + [{"type": "text", "text": text}]
-        return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-
-    answers = []
-    for part in tqdm(list(_slices(len(asked), batch_size)), desc="answer", leave=False):
-        shown = [pictures for pictures, _ in asked[part]]
-        new_ids = generate(shown, [prompt(question.text, len(pictures)) for pictures, question in asked[part]])
-        answers += [text.strip() for text in processor.tokenizer.batch_decode(new_ids, skip_special_tokens=True)]
-    return answers
-
-
-def _by_kind(asked: list[Asked], answers: list[str]) -> dict[str, float]:
-    return exact_match(answers, [question.answer for _, question in asked], [question.kind for _, question in asked])
-
-
-def _by_pictures(asked: list[Asked], answers: list[str]) -> dict[str, float]:
-    figures = exact_match(answers, [question.answer for _, question in asked], [str(len(shown)) for shown, _ in asked])
-    return {name: figure for name, figure in figures.items() if name != "all"}
-
-
-def _answer_uncompressed(model: Any, processor: Any, images: list[list], prompts: list[str]) -> torch.Tensor:
-    """`images`: those of each prompt."""
-    inputs = processor(
-        images=images,
-        text=prompts,
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-        add_special_tokens=adds_special_tokens(processor.tokenizer, prompts),
-    ).to(model.device)
-    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    generate = getattr(model, "generate_uncompressed", model.generate)
-    return generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
-
-
-def _answer_from_summary(model: Any, processor: Any, summary: Any, prompts: list[str]) -> torch.Tensor:
-    inputs = processor(text=prompts).to(model.device)
-    return model.generate_from_summary(summary, **inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
-
-
 def _captions(scenes: Sequence[Scene]) -> dict[str, Any]:
     """The texts of the retrieval figures, drawn anew from each scene alone."""
-    short = [short_caption(one, _rng("short", one)) for one in scenes]
+    short = [short_caption(one, scene_rng("short", one)) for one in scenes]
     pairs: dict[str, list[tuple[int, str, str]]] = {sort: [] for sort in HARD_NEGATIVE_SORTS}
     for index, one in enumerate(scenes):
-        for sort, (caption, negative) in hard_negatives(one, _rng("negative", one)).items():
+        for sort, (caption, negative) in hard_negatives(one, scene_rng("negative", one)).items():
             pairs[sort].append((index, caption.text, negative))
     return {
-        "full": [describe(one, _rng("full", one)) for one in scenes],
+        "full": [describe(one, scene_rng("full", one)) for one in scenes],
         "short": [caption.text for caption in short],
         "short_is_true": torch.from_numpy(truth_table(short, scenes)),  # (N, M)
         "pairs": {sort: values for sort, values in pairs.items() if values},
@@ -287,7 +250,7 @@ def _text_tokens(model: Any, processor: Any, captions: dict[str, Any], batch_siz
     tokens = torch.cat(
         [
             model.compress(**processor.process_texts(unique[part]).to(model.device)).tokens
-            for part in tqdm(list(_slices(len(unique), batch_size)), desc="texts", leave=False)
+            for part in tqdm(list(slices(len(unique), batch_size)), desc="texts", leave=False)
         ]
     )
     return dict(zip(unique, tokens, strict=True))
@@ -318,21 +281,6 @@ def _retrieval(model: Any, summary: Any, captions: dict[str, Any], tokens: dict[
         "image_to_short_caption": recall_at_k(short.cpu(), true, ks),
         "hard_negatives": {**sorts, "mean": sum(sorts.values()) / len(sorts)},
     }
-
-
-def _image_tokens(processor: Any) -> int:
-    """Number of image tokens that the backbone reads for one picture."""
-    image_token = processor.image_token
-    inputs = processor(images=[Image.new("RGB", (96, 96))], text=[image_token], return_tensors="pt")
-    return int((inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(image_token)).sum())
-
-
-def _rng(purpose: str, one: Scene) -> random.Random:
-    return random.Random(f"evaluate/{purpose}/{one.split}/{one.index}")
-
-
-def _slices(total: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float | int]:

@@ -215,8 +215,9 @@ class IndexingJob:
             logging.get_logger(__name__).warning(f"The store was not tidied up: {error}")
 
     def _names(self, items: Sequence[Item]) -> list[str]:
-        known = self.table.metadata_fields
-        return [name for name in dict.fromkeys(name for item in items for name in item.metadata) if name in known]
+        given = dict.fromkeys(name for item in items for name in item.metadata)
+        known = self.table.metadata_fields if given else ()  # which asks the disk
+        return [name for name in given if name in known]
 
 
 def compress_items(compressor: Compressor, items: list[Item]) -> Iterator[tuple[Item, bytes, np.ndarray]]:

@@ -30,6 +30,8 @@ def write_summaries(table: SummaryTable, items: Sequence[Item], tokens: torch.Te
 
 def make_columns(table: SummaryTable, items: Sequence[Item]) -> None:
     """Make the columns that the items' metadata need, and mark the items whose values do not fit theirs."""
+    if not any(item.metadata for item in items):
+        return
     known = table.metadata_fields
     new: dict[str, pa.DataType] = {}
     for item in items:

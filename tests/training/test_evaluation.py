@@ -9,7 +9,8 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
-from fwd2bot.training.evaluate import _answer, _answer_uncompressed, _ask_several, evaluate, format_results, main
+from fwd2bot.training.answering import answer, answer_uncompressed
+from fwd2bot.training.evaluate import _ask_several, evaluate, format_results, main
 from fwd2bot.training.export import export
 from fwd2bot.training.scenes import HARD_NEGATIVE_SORTS, QUESTION_KINDS, SEVERAL_KINDS, Question, scene
 
@@ -55,7 +56,7 @@ def test_each_prompt_shows_its_pictures_in_their_order():
         read.append((shown, [prompt.count("<image>") for prompt in prompts]))
         return processor(text=["yes", "1"])["input_ids"]
 
-    assert _answer(asked, processor, 10, generate) == ["yes", "1"]
+    assert answer(asked, processor, 10, generate) == ["yes", "1"]
     assert read == [([(4, 1, 2), (0, 3)], [3, 2])]
 
 
@@ -159,7 +160,7 @@ def test_uncompressed_and_summary_prompts_start_with_one_bos(template_writes_bos
             read.append(input_ids)
             return input_ids
 
-    _answer_uncompressed(Reader(), processor, [[one] for one in tiny.pictures(2)], prompts)
+    answer_uncompressed(Reader(), processor, [[one] for one in tiny.pictures(2)], prompts)
     assert (read[0] == bos).sum(1).tolist() == [1, 1]
     assert (fwd2bot_processor(text=prompts)["input_ids"] == bos).sum(1).tolist() == [1, 1]
 

@@ -8,7 +8,7 @@ from typing import Any
 from .captions import Caption, short_caption
 from .claims import truth_table
 from .corpus import PROMPTS, corpus
-from .descriptions import describe
+from .descriptions import DESCRIBE, describe
 from .drawing import has_font, render
 from .negatives import HARD_NEGATIVE_SORTS, altered, hard_negatives
 from .questions import QUESTION_KINDS, TRAINING_KINDS, Question, ask
@@ -16,6 +16,7 @@ from .scene import Scene, Thing, scene
 from .several import SEVERAL_KINDS, ask_several, companions
 
 __all__ = [
+    "DESCRIBE",
     "HARD_NEGATIVE_SORTS",
     "PROMPTS",
     "QUESTION_KINDS",

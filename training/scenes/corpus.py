@@ -4,11 +4,11 @@ import random
 from collections.abc import Iterator
 
 from .captions import short_caption
-from .descriptions import describe
+from .descriptions import DESCRIBE, describe
 from .questions import TRAINING_KINDS, ask
 from .scene import scene
 
-PROMPTS = ("Summarize the image in a few words.", "Summarize the sentence in a few words.", "Describe the picture.")
+PROMPTS = ("Summarize the image in a few words.", "Summarize the sentence in a few words.", DESCRIBE)
 
 
 def corpus(count: int, *, shapes_only: bool = False) -> Iterator[str]:

@@ -6,6 +6,8 @@ from .language import join, noun, place_phrase, sentence, thing_phrase
 from .scene import Scene, Thing
 from .things import NUMBER_WORDS, SIZE_WORDS, plural, with_article
 
+DESCRIBE = "Describe the picture."  # what a model is told that is to write one
+
 _FIELD_FIRST = (
     "A {field} {word} with {items}.",
     "The {word} is {field}. There {are} {items}.",

@@ -1,0 +1,192 @@
+"""What the indexing job costs beside `model.compress` alone: pictures per second, and the overhead in percent.
+
+    python benchmarks/indexing.py [--size tiny|small|1b] [--pictures 256] [--repetitions 5] [--folder FOLDER]
+
+Four ways over the same pictures in the same batches, in alternating order, medians of the repetitions:
+
+- compress: `model.compress` on tensors that are ready;
+- one after the other: each batch read, decoded, made into tensors, compressed;
+- job, from files: `SummaryStore.add` on the files, into an empty store, with look-ups, hashes and commits (the
+  seconds of its report: making the empty store is not in it);
+- job, from memory: the same on decoded `PIL.Image`.
+
+The overhead is of the time beyond `model.compress`. `tiny` is the embedded checkpoint. `small` (the layers of CLIP
+ViT-B/16 at 224 pixels and of SmolLM-135M) and `1b` (CLIP ViT-L/14 at 336 pixels and a Llama of 1.1 billion parameters)
+have random weights, which take the time of trained ones. Without `--folder` the pictures are drawn scenes as JPEG of
+the size that the model reads.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
+from fwd2bot.pipelines.embedded import default_checkpoint
+from fwd2bot.pipelines.store import SummaryStore
+from fwd2bot.training.scenes import render, scene
+
+SIZES: dict[str, dict[str, dict[str, int]]] = {
+    "small": {
+        "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+        | {"image_size": 224, "patch_size": 16},
+        "text": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+        | {"num_key_value_heads": 3},
+    },
+    "1b": {
+        "vision": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+        | {"image_size": 336, "patch_size": 14},
+        "text": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32}
+        | {"num_key_value_heads": 4},
+    },
+}
+WAYS = ("compress", "one after the other", "job, from files", "job, from memory")
+
+
+def load(size: str) -> tuple[Any, Any, int]:
+    """Model, processor, and the side in pixels of what it reads."""
+    processor = AutoProcessor.from_pretrained(default_checkpoint())
+    if size == "tiny":
+        model = AutoModel.from_pretrained(default_checkpoint(), dtype=torch.float32)
+        return model.eval(), processor, model.config.backbone_config.vision_config.image_size
+    tokenizer = processor.backbone_processor.tokenizer
+    sizes = SIZES[size]
+    side, patch = sizes["vision"]["image_size"], sizes["vision"]["patch_size"]
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**sizes["vision"]),
+        text_config=LlamaConfig(vocab_size=len(tokenizer), **sizes["text"]),
+        image_token_index=processor.backbone_processor.image_token_id,
+    )
+    backbone = LlavaForConditionalGeneration(config)
+    model = Fwd2BotForConditionalGeneration.from_backbone(backbone, num_summary_tokens=16)
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    bare = LlavaProcessor(
+        pictures,
+        tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=processor.backbone_processor.chat_template,
+    )
+    return model.eval(), Fwd2BotProcessor(bare), side
+
+
+def ways(
+    model: Any, processor: Any, files: Sequence[Path], folder: Path, k: int, batch_size: int
+) -> dict[str, Callable[[], float]]:
+    """What is timed, by name; each returns its seconds."""
+    parts = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    pictures = [processor.load_image(file) for file in files]
+    ready = [processor.process_images([processor.load_image(file) for file in part]) for part in parts]
+
+    def compress() -> float:
+        start = time.perf_counter()
+        for inputs in ready:
+            model.compress(**inputs, num_summary_tokens=k)
+        return time.perf_counter() - start
+
+    def one_after_the_other() -> float:
+        start = time.perf_counter()
+        for part in parts:
+            inputs = processor.process_images([processor.load_image(file) for file in part])
+            model.compress(**inputs, num_summary_tokens=k)
+        return time.perf_counter() - start
+
+    def job(images: Sequence[Any]) -> Callable[[], float]:
+        def run() -> float:
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                store = SummaryStore.create(Path(place) / "store", model, processor, num_summary_tokens=k)
+                report = store.add(images, batch_size=batch_size, progress=False)
+            if report.added != len(files):
+                raise RuntimeError(f"Of {len(files)} pictures {report.added} were added: {report}")
+            return report.seconds
+
+        return run
+
+    return dict(zip(WAYS, (compress, one_after_the_other, job(list(files)), job(pictures)), strict=True))
+
+
+def measure(timed: dict[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
+    """Seconds of each way in each repetition; every other one goes through them backwards."""
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for run in timed.values():  # once to warm up
+        run()
+    for repetition in range(repetitions):
+        for name in list(timed)[:: -1 if repetition % 2 else 1]:
+            seconds[name].append(timed[name]())
+    return seconds
+
+
+def distinct(files: list[Path]) -> list[Path]:
+    """Without those of equal content, which a store keeps once."""
+    return list({file.read_bytes(): file for file in files}.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=("tiny", *SIZES), default="tiny", help="of the model (default: tiny)")
+    parser.add_argument("--pictures", type=int, default=256, help="at most (default: 256)")
+    parser.add_argument("--repetitions", type=int, default=5, help="of each way (default: 5)")
+    parser.add_argument("--batch-size", type=int, default=16, help="that of `add` (default: 16)")
+    parser.add_argument("--num-summary-tokens", type=int, default=8, metavar="K", help="default: 8")
+    parser.add_argument("--folder", type=Path, help="of pictures (default: drawn scenes)")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures as JSON, too")
+    args = parser.parse_args()
+    if min(args.pictures, args.repetitions, args.batch_size, args.num_summary_tokens) < 1:
+        parser.error("all numbers must be at least 1")
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name, torch.inference_mode():
+        model, processor, side = load(args.size)
+        folder = args.folder
+        if folder is None:
+            folder = Path(name, "pictures")
+            folder.mkdir()
+            for index in range(args.pictures):
+                render(scene("test", index)).resize((side, side)).save(folder / f"{index:05}.jpg", quality=90)
+        endings = Image.registered_extensions()
+        files = distinct(sorted(file for file in folder.rglob("*") if file.suffix.lower() in endings))[: args.pictures]
+        if not files:
+            parser.error(f"{folder} holds no picture; name a folder of pictures")
+        timed = ways(model, processor, files, Path(name), args.num_summary_tokens, args.batch_size)
+        seconds = measure(timed, args.repetitions)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    print(f"{args.size}: {len(files)} pictures, batches of {args.batch_size}, {torch.get_num_threads()} thread(s)\n")
+    print("| | pictures/s | ms a picture | overhead, % | from - to, s |\n|---|---:|---:|---:|---:|")
+    for name, median in medians.items():
+        overhead = 100 * (median / medians["compress"] - 1)
+        spread = f"{min(seconds[name]):.2f} - {max(seconds[name]):.2f}"
+        rate, each = len(files) / median, 1000 * median / len(files)
+        print(f"| {name} | {rate:.1f} | {each:.1f} | {overhead:+.1f} | {spread} |")
+    result = {
+        "size": args.size,
+        "pictures": len(files),
+        "seconds": seconds,
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
+    print(json.dumps(result))
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
