@@ -66,7 +66,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PY) $(PIP_INSTALL) -c constraints.txt -e ".[dev]"
+	$(PY) $(PIP_INSTALL) -c constraints.txt -e ".[dev,ray]"
 	@touch $@
 
 $(OLDEST)/.installed: $(OLDEST)/.created pyproject.toml constraints-oldest.txt

@@ -64,6 +64,7 @@ def test_override_inside_a_single_value_is_fatal():
     ("override", "message"),
     [
         ("data.several.shares=0.5", "unknown key shares in data.several; .*share"),
+        ("model.trained_stage=compress", "model.trained_stage is 'compress'; choose one of both, generate"),
         ("data.several.share=1.5", "data.several.share is 1.5; it must be in 0..1"),
         ("data.several.share=half", "data.several.share is 'half', of type str; it must be float"),
         ("data.several.pictures=[1, 2]", r"data.several.pictures is \[1, 2\]; list whole numbers of 2 or more"),

@@ -91,6 +91,22 @@ def test_training_on_several_pictures_moves_every_adapter(fwd2bot_run, several_r
     assert {name for name in trained if "lora_" in name} <= moved
 
 
+def test_training_of_the_generate_stage_alone_leaves_summaries_and_embeddings_as_they_are(
+    fwd2bot_run, several_run, tmp_path
+):
+    start, output = fwd2bot_run[1] / "checkpoint-4", f"training.output_dir={tmp_path}"
+    trainer = build_trainer(load_recipe(several_run[0], ["model.trained_stage=generate", output]))
+    trainer.train()
+    before = Fwd2BotForConditionalGeneration.from_pretrained(start)
+    after = Fwd2BotForConditionalGeneration.from_pretrained(tmp_path / "checkpoint-4")
+    old = before.state_dict()
+    moved = {name for name, tensor in after.state_dict().items() if not torch.equal(tensor, old[name])}
+    assert moved == {name for name in before.trained_parameters() if "lora_" in name and ".generate" in name}
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logs and all(entry["autoregressive_loss"] > 0 for entry in logs)
+    assert not any("contrastive" in name for entry in logs for name in entry)
+
+
 def test_trained_backbone_loads_with_every_tensor(backbone_run):
     recipe, folder, _ = backbone_run
     model, info = LlavaForConditionalGeneration.from_pretrained(folder / "final", output_loading_info=True)
