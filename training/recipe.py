@@ -61,6 +61,11 @@ class Fwd2BotModel:
             raise ValueError(
                 f"model.trained_stage is {self.trained_stage!r}; choose one of {', '.join(TRAINED_STAGES)}"
             )
+        if self.trained_stage == "generate" and not self.init_from:
+            raise ValueError(
+                "model.trained_stage is generate, which learns from summaries that are good already; name the trained "
+                "Fwd2Bot in model.init_from, or train both stages"
+            )
 
 
 @dataclass

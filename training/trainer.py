@@ -15,7 +15,7 @@ from fwd2bot.adapters_fwd2bot import left_out_pattern
 from fwd2bot.packing_fwd2bot import packed_attention_mask
 
 from .optimizers import build_optimizer
-from .recipe import OptimizerRecipe
+from .recipe import TRAINED_STAGES, OptimizerRecipe
 
 logger = logging.get_logger(__name__)
 
@@ -124,6 +124,8 @@ class Fwd2BotTrainer(StageTrainer):
     """
 
     def __init__(self, *args: Any, trained_stage: str = "both", **kwargs: Any):
+        if trained_stage not in TRAINED_STAGES:
+            raise ValueError(f"trained_stage is {trained_stage!r}; choose one of {', '.join(TRAINED_STAGES)}")
         super().__init__(*args, **kwargs)
         self.trained_stage = trained_stage
 

@@ -98,7 +98,7 @@ def index(
     else:
         given = {} if codec is None else {"codec": codec}
         loaded = load(options.or_embedded(), "compress")
-        opened = SummaryStore.create(store, *loaded, num_summary_tokens=num_summary_tokens, **given)
+        opened = SummaryStore.create(store, *loaded, num_summary_tokens=num_summary_tokens, exist_ok=True, **given)
     how: Any = engine
     if engine == "ray":
         from fwd2bot.pipelines.store.ray_engine import RayEngine

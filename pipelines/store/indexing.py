@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers.utils import logging
 from .codecs import encode
 from .compressor import Compressor, embed_tokens
 from .rows import has_same_metadata, make_columns, make_rows
-from .sources import Item, read
+from .sources import Item, hash_bytes, read
 from .table import LOOKUP, SummaryTable
 
 THREADS = min(4, os.cpu_count() or 1)  # that read and decode pictures ahead of the model
@@ -70,6 +71,7 @@ class IndexingJob:
         self.started = datetime.now(UTC)
         self.pending: dict[str, tuple[Item, bytes, np.ndarray]] = {}  # by id: what the next commit writes
         self.replaced: set[str] = set()  # ids that the next commit deletes
+        self.is_committing = False
 
     def run(self, items: Iterable[Item], total: int | None = None, progress: bool | None = None) -> IndexReport:
         """Go through all items. When it is interrupted, what has been compressed is committed first."""
@@ -80,10 +82,9 @@ class IndexingJob:
         try:
             self._index(self._not_indexed(_counted(items, bar)))
             self._commit()
-        except OSError:  # which a commit would meet again
-            raise
         except BaseException:
-            self._commit()
+            if not self.is_committing:  # what stopped a commit would stop it again
+                self._commit()
             raise
         finally:
             bar.close()
@@ -96,24 +97,30 @@ class IndexingJob:
         try:
             opened = _ahead(pool, lambda item: read(item, load_image), items, self.batch_size + THREADS)
             for batch in batches(opened, self.batch_size):
-                self._compress(self._not_stored(batch))
+                self._compress(self._not_stored([item for item in batch if item.error is None]))
+                self._fail(batch)
                 if len(self.pending) + len(self.replaced) >= self.commit_every:
                     self._commit()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _fail(self, item: Item, reason: str) -> None:
-        if self.strict:
-            raise ValueError(f"{item.name}: {reason}")
-        self.report.failed.append((item.name, reason))
+    def _fail(self, items: Iterable[Item]) -> None:
+        """Put those that cannot be used into the report; with `strict` raise the first."""
+        for item in items:
+            if item.error is not None and self.strict:
+                raise ValueError(f"{item.name}: {item.error}")
+            if item.error is not None:
+                self.report.failed.append((item.name, item.error))
 
     def _not_indexed(self, items: Iterable[Item]) -> Iterator[Item]:
         """Leave out the files that are in the store as they are on the disk, without reading them."""
         for part in self._look_ups(items):
             make_columns(self.table, part)
             known: dict[str, list[dict[str, Any]]] = {}
-            columns = ["id", "hash", "source", "size", "mtime_ns", *self._names(part)]
-            for row in self.table.find("source", (item.source for item in part if item.stamp), columns):
+            sources = [item.source for item in part if item.stamp]
+            own = self.table.metadata_fields if sources else {}
+            columns = ["id", "hash", "source", "size", "mtime_ns", *own]
+            for row in self.table.find("source", sources, columns):
                 known.setdefault(row["source"], []).append(row)
             for item in part:
                 rows = known.get(item.source, []) if item.stamp else []
@@ -121,8 +128,11 @@ class IndexingJob:
                 if any((row["size"], row["mtime_ns"]) == item.stamp and has_same_metadata(item, row) for row in rows):
                     self.report.skipped += 1
                     continue
-                if item.id is None:  # rows whose ids the user chose are left alone
-                    item.replaces = [row["id"] for row in rows if row["id"] == (row["hash"] or "")[:32]]
+                if item.id is None:  # rows whose ids the user chose are left alone, and those of pictures in memory
+                    rows = [row for row in rows if row["id"] == (row["hash"] or "")[:32] and row["size"] is not None]
+                    item.replaces = [row["id"] for row in rows]
+                    for row in rows:
+                        item.metadata = {name: row[name] for name in own} | item.metadata
                 yield item
 
     def _look_ups(self, items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -138,19 +148,13 @@ class IndexingJob:
             yield part
 
     def _not_stored(self, items: Sequence[Item]) -> list[Item]:
-        """Leave out what could not be read, and what is in the store by its content."""
-        readable = []
-        for item in items:
-            if item.error is None:
-                readable.append(item)
-            else:
-                self._fail(item, item.error)
-        columns = ["id", "hash", "source", "size", "mtime_ns", "added", *self._names(readable)]
-        ids = [one for item in readable for one in (item.key, *item.replaces)]
+        """Of items that were read, leave out those that are in the store by their content."""
+        columns = ["id", "hash", "source", "size", "mtime_ns", "added", *self._names(items)]
+        ids = [one for item in items for one in (item.key, *item.replaces)]
         known = {row["id"]: row for row in self.table.find("id", ids, columns)}
         new: dict[str, Item] = {}
         leaving = set(self.replaced)
-        for item in readable:
+        for item in items:
             # Another file of that content may have taken the row over meanwhile.
             older = [known[one] for one in item.replaces if one != item.key and one in known]
             item.replaces = [row["id"] for row in older if row["source"] == item.source]
@@ -183,13 +187,11 @@ class IndexingJob:
         for item, code, embedding in compress_items(self.compressor, items):
             self.pending[item.key] = (item, code, embedding)
             self.replaced.update(item.replaces)
-        for item in items:
-            if item.error is not None:
-                self._fail(item, item.error)
 
     def _commit(self) -> None:
         if not self.pending and not self.replaced:
             return
+        self.is_committing = True
         # First the old rows of changed files, so that a kill in between leaves a file without a row, which a re-run
         # indexes, and never one with two.
         self.table.delete(sorted(self.replaced))
@@ -199,6 +201,7 @@ class IndexingJob:
             self.table.upsert(make_rows(self.table, items, codes, np.stack(embeddings)))
             self._count(items)
             self.pending.clear()
+        self.is_committing = False
         self._tidy_up()
 
     def _count(self, items: Sequence[Item]) -> None:
@@ -244,14 +247,16 @@ def compress_items(compressor: Compressor, items: list[Item]) -> Iterator[tuple[
 
 
 def _has_changed(row: dict[str, Any]) -> bool:
-    """Whether the file of a row is another one by now. One that is gone is not: a store outlives its pictures."""
+    """Whether the file of a row has other content by now. One that is gone has not: a store outlives its pictures."""
     if row["size"] is None:  # no file
         return False
     try:
         found = os.stat(row["source"])
+        if (row["size"], row["mtime_ns"]) == (found.st_size, found.st_mtime_ns):
+            return False
+        return row["size"] != found.st_size or hash_bytes(Path(row["source"]).read_bytes()) != row["hash"]
     except OSError:
         return False
-    return (row["size"], row["mtime_ns"]) != (found.st_size, found.st_mtime_ns)
 
 
 def _counted(items: Iterable[Item], bar: Any) -> Iterator[Item]:

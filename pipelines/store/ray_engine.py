@@ -7,6 +7,7 @@ commits them all at once. Tensors never pass through the calling process.
 
 import math
 import os
+import platform
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from transformers.utils import logging
 
 try:
-    import lance_ray
+    import lance
     import ray
+    from lance_ray.datasink import LanceFragmentCommitter
+    from lance_ray.fragment import LanceFragmentWriter
     from ray.data import ActorPoolStrategy, DataContext, Dataset
 except ImportError as error:
     raise ImportError('engine="ray" needs Ray and lance-ray. Install them: pip install "fwd2bot[ray]"') from error
@@ -32,6 +36,8 @@ from .sources import Item, hash_bytes, read
 from .table import LOOKUP, TABLE, SummaryTable
 
 IN_MEMORY = 2**29  # bytes of pictures without an address of their own that a round may hold
+FRAGMENT = 4096  # rows that a worker writes into one fragment at least
+logger = logging.get_logger(__name__)
 # What a worker reads: the address of a file or URL, or the picture's bytes and their hash.
 READS = pa.schema({"position": pa.int64(), "address": pa.string(), "content": pa.large_binary(), "hash": pa.string()})
 
@@ -55,8 +61,13 @@ class RayEngine:
     gpus_per_worker: float | None = None
 
     def __post_init__(self):
-        if self.workers is not None and (not isinstance(self.workers, int) or self.workers < 1):
+        wrong = not isinstance(self.workers, int) or isinstance(self.workers, bool) or self.workers < 1
+        if self.workers is not None and wrong:
             raise ValueError(f"workers must be an integer of at least 1, or None, got {self.workers!r}.")
+        if not self.cpus_per_worker > 0:
+            raise ValueError(f"cpus_per_worker must be above 0, got {self.cpus_per_worker!r}.")
+        if self.gpus_per_worker is not None and not self.gpus_per_worker >= 0:
+            raise ValueError(f"gpus_per_worker must be 0 or more, or None, got {self.gpus_per_worker!r}.")
 
     def connect(self) -> tuple[int, float]:
         """Connect to the cluster, or start one; returns the number of workers and the GPUs of each."""
@@ -71,6 +82,15 @@ class RayEngine:
         gpus = found.get("GPU", 0)
         per_worker = self.gpus_per_worker if self.gpus_per_worker is not None else float(gpus >= 1)
         if self.workers is not None:
+            for what, needed, there in (
+                ("CPUs", self.workers * self.cpus_per_worker + 1, found.get("CPU", 0)),
+                ("GPUs", self.workers * per_worker, gpus),
+            ):
+                if needed > there:
+                    logger.warning(
+                        f"{self.workers} workers need {needed:g} {what}, the Ray cluster has {there:g}: Ray waits "
+                        "until it has grown. Ask for fewer workers if it does not grow by itself."
+                    )
             return self.workers, per_worker
         fitting = gpus / per_worker if per_worker else (found.get("CPU", 1) - 1) / self.cpus_per_worker
         return max(1, int(fitting)), per_worker
@@ -91,20 +111,23 @@ class RayIndexingJob(IndexingJob):
             )
         self.workers, self.gpus = engine.connect()
         self.cpus = engine.cpus_per_worker
-        DataContext.get_current().enable_progress_bars = progress is True
+        self.progress = progress
         self.shared = ray.put(self.compressor)
 
     def _index(self, items: Iterator[Item]) -> None:
-        for part in _rounds(items, self.commit_every):
-            try:
+        context = DataContext.get_current()
+        bars, context.enable_progress_bars = context.enable_progress_bars, self.progress is True
+        try:
+            for part in _rounds(items, self.commit_every):
                 self._round(part)
-            except ray.exceptions.RayError as error:
-                raise RuntimeError(
-                    f"The Ray job stopped: {error}\nWhat was committed before is in the store; the same call goes on."
-                ) from error
-            finally:
-                self.pending.clear()
-                self.replaced.clear()
+                self._fail(part)
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            raise (OSError if isinstance(cause, OSError) else RuntimeError)(
+                f"The Ray job stopped: {cause}\nWhat was committed before is in the store; the same call goes on."
+            ) from error
+        finally:
+            context.enable_progress_bars = bars
 
     def _commit(self) -> None:
         """Nothing: each round commits itself, whole or not at all."""
@@ -122,9 +145,8 @@ class RayIndexingJob(IndexingJob):
             self._keep(item for item in sent if item.stamp is not None and item.error is None)
             kept = {id(item) for item, _, _ in self.pending.values() if item.error is None}
             self._write(summaries, [(index, item) for index, item in enumerate(sent) if id(item) in kept])
-        for item in part:
-            if item.error is not None:
-                self._fail(item, item.error)
+        self.pending.clear()
+        self.replaced.clear()
 
     def _keep(self, items: Iterable[Item]) -> None:
         """Of items whose hash is known, note those that are new for the commit."""
@@ -163,28 +185,28 @@ class RayIndexingJob(IndexingJob):
         return found
 
     def _write(self, summaries: Dataset, kept: list[tuple[int, Item]]) -> None:
-        """One commit; before it, as on one machine, one that deletes what is replaced."""
-        items = [item for _, item in kept]
-        own = {item.key for item in items if item.is_update}  # appended, not merged
-        self.table.delete(sorted(own.union(*(item.replaces for item in items))))
-        if not kept:
-            return
-        table, schema = self.table, self.table.table.schema
-        known = describe_items(table, items).append_column("position", pa.array([index for index, _ in kept]))
-        described = ray.put(known)
-        rows = summaries.map_batches(
-            complete_rows, fn_kwargs={"described": described, "schema": schema}, batch_format="pyarrow"
-        )
-        with store_errors(table.path):
-            lance_ray.write_lance(
-                rows,
-                f"{table.path.rstrip('/')}/{TABLE}.lance",
-                mode="append",
-                schema=schema,
-                min_rows_per_file=math.ceil(len(kept) / self.workers),
+        """Workers write the fragments; then one commit deletes what is replaced, and the next adds them."""
+        items, table = [item for _, item in kept], self.table
+        fragments, uri, schema = [], _table_uri(table.path), table.table.schema
+        if kept:
+            known = describe_items(table, items).append_column("position", pa.array([index for index, _ in kept]))
+            rows = summaries.map_batches(
+                complete_rows, fn_kwargs={"described": ray.put(known), "schema": schema}, batch_format="pyarrow"
             )
+            writing = {"uri": uri, "schema": schema, "version": table.table.version}
+            size = max(math.ceil(len(kept) / self.workers), FRAGMENT)
+            written = rows.map_batches(
+                write_fragments, fn_kwargs=writing, batch_format="pyarrow", batch_size=size
+            ).take_all()
+            fragments = [(row["fragment"], row["schema"]) for row in written]
+        with store_errors(table.path):
+            # Appended, not merged: a row that is written anew goes, too.
+            table.delete(sorted(self.replaced | {item.key for item in items if item.is_update}))
+            if fragments:
+                committer = LanceFragmentCommitter(uri, mode="append", schema=schema)
+                committer.on_write_start()
+                committer.on_write_complete([fragments])
         self._count(items)
-        self._tidy_up()
 
 
 class Worker:
@@ -232,6 +254,29 @@ def complete_rows(batch: pa.Table, described: Any, schema: pa.Schema) -> pa.Tabl
     return rows.select(schema.names).cast(schema)
 
 
+def write_fragments(batch: pa.Table, uri: str, schema: pa.Schema, version: int) -> pa.Table:
+    """Rows as a fragment that is not committed yet: its description.
+
+    Raises:
+        OSError: on a node that does not see the table as the calling process does.
+    """
+    try:
+        found = lance.dataset(uri).latest_version
+    except ValueError:
+        found = 0
+    if found < version:
+        raise OSError(
+            f"The node {platform.node()} does not see the store at {uri}. Put it where every node finds it under the "
+            "same path, or on object storage."
+        )
+    return LanceFragmentWriter(uri, schema=schema, use_legacy_format=None)(batch)
+
+
+def _table_uri(path: str) -> str:
+    """Workers have another working folder."""
+    return f"{path.rstrip('/') if '://' in path else os.path.abspath(path)}/{TABLE}.lance"
+
+
 def _make_portable(item: Item, load_image: Any) -> None:
     """Hash a picture that is in memory, and make it bytes that a worker opens."""
     if isinstance(item.picture, (bytes, bytearray, memoryview)):
@@ -246,17 +291,27 @@ def _make_portable(item: Item, load_image: Any) -> None:
 
 
 def _rounds(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of up to `size` items, and of no more than `IN_MEMORY` bytes of encoded pictures."""
+    """Lists of up to `size` items; shorter where pictures in memory come to `IN_MEMORY` bytes."""
     part: list[Item] = []
     weight = 0
     for item in items:
         part.append(item)
-        weight += len(item.picture) if isinstance(item.picture, (bytes, bytearray)) else 0
+        weight += _weight(item) if item.stamp is None else 0
         if len(part) == size or weight >= IN_MEMORY:
             yield part
             part, weight = [], 0
     if part:
         yield part
+
+
+def _weight(item: Item) -> int:
+    """Bytes of a picture in memory."""
+    picture = item.picture
+    if isinstance(picture, (bytes, bytearray)):
+        return len(picture)
+    if hasattr(picture, "nbytes"):  # an array or a memoryview
+        return picture.nbytes
+    return 3 * math.prod(getattr(picture, "size", (0, 0)))
 
 
 def make_job(

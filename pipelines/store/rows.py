@@ -1,6 +1,7 @@
 """Rows of the table from items: columns for metadata, and what is written beside tokens and embedding."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +13,8 @@ from .codecs import encode
 from .compressor import embed_tokens
 from .sources import Item
 from .table import SummaryTable
+
+UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, ValueError, OverflowError)
 
 
 def write_summaries(table: SummaryTable, items: Sequence[Item], tokens: torch.Tensor) -> None:
@@ -29,25 +32,29 @@ def write_summaries(table: SummaryTable, items: Sequence[Item], tokens: torch.Te
 
 
 def make_columns(table: SummaryTable, items: Sequence[Item]) -> None:
-    """Make the columns that the items' metadata need, and mark the items whose values do not fit theirs."""
+    """Make the columns that the items' metadata need, give the values the columns' types, and mark the items whose
+    values do not fit."""
     if not any(item.metadata for item in items):
         return
-    known = table.metadata_fields
     new: dict[str, pa.DataType] = {}
+    known = table.metadata_fields
+    for name, value in ((name, value) for item in items for name, value in item.metadata.items()):
+        if value is not None and name not in known and name not in new:
+            with suppress(*UNFIT):
+                new[name] = _metadata_type(value)
+    table.add_columns(new)
+    known = table.metadata_fields  # another process may have made one of the columns, of another type
     for item in items:
+        stored = {}
         for name, value in item.metadata.items():
-            if value is None:
-                continue
-            kind = known.get(name) or new.get(name)
+            kind = known.get(name)
             try:
-                if kind is None:
-                    new[name] = _metadata_type(value)
-                else:
-                    pa.scalar(value, kind)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError, OverflowError) as error:
+                if value is not None:
+                    stored[name] = pa.scalar(value, kind or _metadata_type(value)).as_py()
+            except UNFIT as error:
                 found = f"is {kind} in the store, got {value!r:.80}" if kind else str(error)
                 item.error = f"Metadata {name!r} {found}."
-    table.add_columns(new)
+        item.metadata = {name: stored.get(name) for name in item.metadata}
 
 
 def make_rows(table: SummaryTable, items: Sequence[Item], codes: Sequence[bytes], embeddings: np.ndarray) -> pa.Table:
@@ -94,4 +101,6 @@ def _metadata_type(value: Any) -> pa.DataType:
 
 
 def has_same_metadata(item: Item, row: dict[str, Any]) -> bool:
-    return all(row.get(name) == value for name, value in item.metadata.items())
+    """Whether a row has the metadata that are given; NaN equals NaN."""
+    pairs = [(row.get(name), value) for name, value in item.metadata.items()]
+    return all(found == value or (found != found and value != value) for found, value in pairs)

@@ -143,8 +143,7 @@ def read(item: Item, load_image: Any) -> Item:
             item.picture = load_image(item.picture)
         else:
             item.picture = load_image(item.picture)
-            pixels = np.asarray(item.picture)
-            item.hash = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+            item.hash = hash_pixels(item.picture)
     except (TypeError, ValueError, OSError) as error:
         item.picture, item.error = None, str(error)
     return item
@@ -153,6 +152,12 @@ def read(item: Item, load_image: Any) -> Item:
 def hash_bytes(content: bytes) -> str:
     """What tells equal files."""
     return hashlib.sha256(content).hexdigest()
+
+
+def hash_pixels(picture: Image.Image) -> str:
+    """What tells equal pictures that come without a file."""
+    pixels = np.asarray(picture)
+    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
 
 
 def _is_sized(images: Any) -> bool:

@@ -5,6 +5,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from itertools import islice
@@ -258,7 +259,11 @@ class SummaryTable:
         if not _is_local(self.path):
             with store_errors(self.path):
                 return self.table.stats()["total_bytes"]
-        return sum(file.stat().st_size for file in Path(self.path).rglob("*") if file.is_file())
+        total = 0
+        for file in Path(self.path).rglob("*"):
+            with suppress(FileNotFoundError):  # another process has tidied up meanwhile
+                total += file.stat().st_size if file.is_file() else 0
+        return total
 
     def num_fragments(self) -> int:
         with store_errors(self.path):

@@ -8,7 +8,8 @@ from fwd2bot.pipelines.store import SummaryStore
 
 pytest.importorskip("lance_ray", reason="the extra 'ray' is not installed")
 
-from fwd2bot.pipelines.store.ray_engine import RayEngine  # noqa: E402  (after the check)
+from fwd2bot.pipelines.store.ray_engine import RayEngine, _rounds  # noqa: E402  (after the check)
+from fwd2bot.pipelines.store.sources import Item  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +25,14 @@ def counts(report) -> tuple[int, int, int, int, int]:
 
 
 def content(store: SummaryStore) -> dict[str, tuple]:
-    """By id: source, metadata, tokens, embedding."""
+    """By id: source, hash, metadata, tokens, embedding."""
     ids = sorted(store)
-    [(found, embeddings)] = store.embeddings(ids)
-    assert found == ids
+    assert len(ids) == len(set(ids)) == len(store)
+    [(_, embeddings)] = store.embeddings(ids)
     rows = store.get(ids)
     tokens = store.summary(ids).tokens.numpy()
     return {
-        row["id"]: (row["source"], row["hash"], row["metadata"], one.tolist(), embedding.tolist())
+        row["id"]: (row["source"], row["hash"], row["metadata"], one, embedding)
         for row, one, embedding in zip(rows, tokens, embeddings, strict=True)
     }
 
@@ -59,12 +60,18 @@ def test_cluster_fills_a_store_as_one_process_does_and_goes_on_where_it_was(new_
     [hit] = on_cluster.search(paths[5], top_k=1, where="album = 'drawn'")
     assert hit["source"] == str(paths[5])
 
-    # Run again: a changed file, a new one, and one that is whole now.
+    # Run again: a changed file, a new one, one that is whole now, one that became a copy, and two that changed places.
     tiny.pictures(1, seed=7)[0].save(paths[0])
     tiny.pictures(1, seed=8)[0].save(folder / "new.png")
     tiny.pictures(1, seed=9)[0].save(folder / "broken.png")
+    paths[1].write_bytes(paths[2].read_bytes())
+    six, seven = paths[6].read_bytes(), paths[7].read_bytes()
+    paths[6].write_bytes(seven)
+    paths[7].write_bytes(six)
+    shared["metadata"]["year"] = 2020
     again = on_cluster.add(folder, engine=engine, **shared)
-    assert counts(again) == counts(alone.add(folder, **shared)) == (2, 1, 1, 10, 0)
+    assert counts(again) == counts(alone.add(folder, **shared))
+    assert (again.added, len(again.failed)) == (2, 0)
     assert_same(on_cluster, alone)
 
 
@@ -96,12 +103,54 @@ def test_strict_job_commits_what_is_good_and_names_what_is_not(new_store, save_p
     assert len(store) == 2
 
 
+def test_rows_stay_when_their_new_ones_cannot_be_written(new_store, save_pictures, engine, monkeypatch):
+    folder, _ = save_pictures(3)
+    store = new_store()
+    store.add(folder, metadata={"album": "one"}, engine=engine)
+    before = content(store)
+    monkeypatch.setattr("fwd2bot.pipelines.store.ray_engine._table_uri", lambda path: f"{path}/elsewhere.lance")
+    with pytest.raises(OSError, match="does not see the store at .*elsewhere.lance. Put it where every node"):
+        store.add(folder, metadata={"album": "two"}, engine=engine)
+    after = content(store)
+    assert {one: row[:3] for one, row in after.items()} == {one: row[:3] for one, row in before.items()}
+    monkeypatch.undo()
+    assert counts(store.add(folder, metadata={"album": "two"}, engine=engine)) == (0, 3, 0, 0, 0)
+
+
+def test_store_of_a_relative_path_is_found_by_the_workers(
+    shared_fwd2bot, tiny_processor, engine, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    store = SummaryStore.create("store", shared_fwd2bot, tiny_processor)
+    assert counts(store.add(tiny.pictures(2), engine=engine)) == (2, 0, 0, 0, 0)
+    assert len(content(store)) == 2
+
+
+def test_round_ends_where_pictures_in_memory_become_many(monkeypatch):
+    shown = tiny.pictures(6)
+    sizes = {picture.size for picture in shown}
+    assert len(sizes) == 1
+    monkeypatch.setattr("fwd2bot.pipelines.store.ray_engine.IN_MEMORY", 3 * 3 * np.prod(*sizes))
+    for some in (shown, [np.asarray(picture) for picture in shown]):
+        assert [len(part) for part in _rounds([Item(one) for one in some], 5)] == [3, 3]
+    assert [len(part) for part in _rounds([Item("file", stamp=(1, 1))] * 12, 5)] == [5, 5, 2]
+
+
 @pytest.mark.parametrize(("engine", "message"), [("spark", 'choose "local"'), (3, 'choose "local"')])
 def test_unknown_engine_is_refused(new_store, save_pictures, engine, message):
     with pytest.raises(ValueError, match=message):
         new_store().add(save_pictures(1)[0], engine=engine)
 
 
-def test_number_of_workers_is_checked():
-    with pytest.raises(ValueError, match="at least 1, or None, got 0"):
-        RayEngine(workers=0)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"workers": 0}, "workers must be an integer of at least 1, or None, got 0"),
+        ({"workers": True}, "workers .* got True"),
+        ({"cpus_per_worker": 0}, "cpus_per_worker must be above 0, got 0"),
+        ({"gpus_per_worker": -1}, "gpus_per_worker must be 0 or more, or None, got -1"),
+    ],
+)
+def test_resources_of_workers_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RayEngine(**arguments)

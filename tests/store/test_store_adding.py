@@ -270,10 +270,10 @@ def test_strict_stops_at_a_broken_picture_and_keeps_what_came_before(store, save
     folder, paths = save_pictures(30)
     paths[25].write_bytes(b"text")
     with pytest.raises(ValueError, match="0-025.png: An image"):
-        store.add(folder, strict=True, batch_size=5)
-    assert len(store) == 25
+        store.add(folder, strict=True, batch_size=4)
+    assert len(store) == 27  # the six batches before, and the three good ones of its own
     paths[25].unlink()
-    assert counts(store.add(folder, strict=True)) == (4, 0, 0, 25, 0)
+    assert counts(store.add(folder, strict=True)) == (2, 0, 0, 27, 0)
 
 
 def test_picture_that_the_model_refuses_fails_alone(store, monkeypatch):
@@ -306,6 +306,46 @@ def test_new_metadata_of_a_file_are_written(store, save_pictures):
     assert counts(store.add(folder, metadata={"album": "one"})) == (0, 0, 0, 3, 0)
     assert counts(store.add(folder, metadata={"album": "two"})) == (0, 3, 0, 0, 0)
     assert {row["metadata"]["album"] for row in store.get(list(store))} == {"two"} and len(store) == 3
+
+
+def test_metadata_that_are_not_given_again_stay(store, save_pictures):
+    folder, paths = save_pictures(2)
+    store.add(folder, metadata={"year": 2020})
+    assert counts(store.add(folder, metadata={"album": "x"})) == (0, 2, 0, 0, 0)
+    tiny.pictures(1, seed=9)[0].save(paths[0])
+    assert counts(store.add(folder)) == (0, 1, 0, 1, 0)
+    assert [row["metadata"] for row in store.get(list(store))] == [{"year": 2020, "album": "x"}] * 2
+
+
+@pytest.mark.parametrize("value", [("a", "b"), float("nan"), np.array([1, 2]), np.float32(0.1)], ids=str)
+def test_metadata_that_are_given_again_are_the_same(store, save_pictures, value):
+    folder, _ = save_pictures(1)
+    assert counts(store.add(folder, metadata={"of": value})) == (1, 0, 0, 0, 0)
+    assert counts(store.add(folder, metadata={"of": value})) == (0, 0, 0, 1, 0)
+
+
+def test_touched_file_leaves_its_row_and_metadata_to_itself(store, save_pictures):
+    _, paths = save_pictures(1)
+    copy = paths[0].with_name("copy.png")
+    copy.write_bytes(paths[0].read_bytes())
+    call = {"images": [paths[0], copy], "metadata": [{"title": "first"}, {"title": "copy"}]}
+    store.add(**call)
+    os.utime(paths[0], ns=(1, 1))
+    assert counts(store.add(**call)) == (0, 0, 1, 1, 0)
+    [row] = store.get(list(store))
+    assert (row["source"], row["metadata"]) == (str(paths[0]), {"title": "first"})
+
+
+def test_adding_a_file_leaves_pictures_that_were_opened_from_it(store, tmp_path):
+    frames = tiny.pictures(3)
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    opened = Image.open(tmp_path / "x.gif")
+    for number in range(3):
+        opened.seek(number)
+        store.add(opened)
+    assert len(store) == 3 and sources(store) == {str(tmp_path / "x.gif")}
+    store.add(tmp_path / "x.gif")
+    assert len(store) == 4
 
 
 @pytest.mark.parametrize("name", ["id", "Hash", "_rowid", "my col", "a.b", "", "ü", "embedding"])
