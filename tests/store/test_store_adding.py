@@ -156,7 +156,8 @@ def test_glob_takes_what_fits(store, save_pictures):
     assert sources(store) == set(map(str, paths[:10]))
 
 
-def test_iterator_is_read_as_a_stream(store, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError, ConnectionError])
+def test_iterator_is_read_as_a_stream(store, monkeypatch, error):
     given, compressed = [], []
     original = store._compressor.pictures
 
@@ -168,12 +169,12 @@ def test_iterator_is_read_as_a_stream(store, monkeypatch):
     def stream():
         for index, picture in enumerate(tiny.pictures(200)):
             if index == 190:
-                raise RuntimeError("the source broke")
+                raise error("the source broke")
             given.append(index)
             yield picture
 
     monkeypatch.setattr(store._compressor, "pictures", compress)
-    with pytest.raises(RuntimeError, match="the source broke"):
+    with pytest.raises(error, match="the source broke"):
         store.add(stream(), batch_size=8, commit_every=50)
     done = len(compressed)
     assert 150 < len(store) == done  # what was compressed before is committed
