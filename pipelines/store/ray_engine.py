@@ -123,6 +123,8 @@ class RayIndexingJob(IndexingJob):
                 self._fail(part)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
+            while cause.__cause__ is not None:  # what a worker raised, below Ray's own errors
+                cause = cause.__cause__
             raise (OSError if isinstance(cause, OSError) else RuntimeError)(
                 f"The Ray job stopped: {cause}\nWhat was committed before is in the store; the same call goes on."
             ) from error
