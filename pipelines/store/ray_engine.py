@@ -122,11 +122,8 @@ class RayIndexingJob(IndexingJob):
                 self._round(part)
                 self._fail(part)
         except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
-            while cause.__cause__ is not None:  # what a worker raised, below Ray's own errors
-                cause = cause.__cause__
-            raise (OSError if isinstance(cause, OSError) else RuntimeError)(
-                f"The Ray job stopped: {cause}\nWhat was committed before is in the store; the same call goes on."
+            raise RuntimeError(
+                f"The Ray job stopped: {error}\nWhat was committed before is in the store; the same call goes on."
             ) from error
         finally:
             context.enable_progress_bars = bars
@@ -200,6 +197,9 @@ class RayIndexingJob(IndexingJob):
             written = rows.map_batches(
                 write_fragments, fn_kwargs=writing, batch_format="pyarrow", batch_size=size
             ).take_all()
+            errors = [row["error"] for row in written if row["error"] is not None]
+            if errors:
+                raise OSError(f"{errors[0]}. What was committed before is in the store; the same call goes on.")
             fragments = [(row["fragment"], row["schema"]) for row in written]
         with store_errors(table.path):
             # Appended, not merged: a row that is written anew goes, too.
@@ -257,21 +257,22 @@ def complete_rows(batch: pa.Table, described: Any, schema: pa.Schema) -> pa.Tabl
 
 
 def write_fragments(batch: pa.Table, uri: str, schema: pa.Schema, version: int) -> pa.Table:
-    """Rows as a fragment that is not committed yet: its description.
-
-    Raises:
-        OSError: on a node that does not see the table as the calling process does.
-    """
+    """Rows as a fragment that is not committed yet: its description, or the error of the disk, which Ray would bury."""
     try:
         found = lance.dataset(uri).latest_version
     except ValueError:
         found = 0
-    if found < version:
-        raise OSError(
-            f"The node {platform.node()} does not see the store at {uri}. Put it where every node finds it under the "
-            "same path, or on object storage."
-        )
-    return LanceFragmentWriter(uri, schema=schema, use_legacy_format=None)(batch)
+    try:
+        if found < version:
+            raise OSError(
+                f"The node {platform.node()} does not see the store at {uri}. Put it where every node finds it under "
+                "the same path, or on object storage"
+            )
+        with store_errors(uri):
+            written = LanceFragmentWriter(uri, schema=schema, use_legacy_format=None)(batch)
+    except OSError as error:
+        return pa.table({"fragment": [b""], "schema": [b""], "error": [str(error)]})
+    return written.append_column("error", pa.nulls(len(written), pa.string()))
 
 
 def _table_uri(path: str) -> str:
