@@ -257,7 +257,7 @@ def complete_rows(batch: pa.Table, described: Any, schema: pa.Schema) -> pa.Tabl
 
 
 def write_fragments(batch: pa.Table, uri: str, schema: pa.Schema, version: int) -> pa.Table:
-    """Rows as a fragment that is not committed yet: its description, or the error of the disk, which Ray would bury."""
+    """Rows as a fragment that is not committed: its description, or the error of the disk, which Ray would bury."""
     try:
         found = lance.dataset(uri).latest_version
     except ValueError:
