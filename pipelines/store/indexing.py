@@ -82,8 +82,9 @@ class IndexingJob:
         try:
             self._index(self._not_indexed(_counted(items, bar)))
             self._commit()
-        except BaseException:
-            if not self.is_committing:  # what stopped a commit would stop it again
+        except BaseException as error:
+            # A disk that stopped a commit would stop it again; Ctrl-C in the midst of one would not.
+            if not (self.is_committing and isinstance(error, OSError)):
                 self._commit()
             raise
         finally:

@@ -48,6 +48,7 @@ def assert_same(store: SummaryStore, other: SummaryStore) -> None:
         np.testing.assert_allclose(found[one][4], wanted[one][4], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_cluster_fills_a_store_as_one_process_does_and_goes_on_where_it_was(new_store, save_pictures, engine):
     folder, paths = save_pictures(11)
     (folder / "copy.png").write_bytes(paths[3].read_bytes())

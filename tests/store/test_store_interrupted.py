@@ -115,16 +115,16 @@ def kill_often(start, path, folder, kills, longest):
     return len(seen), following.finish()
 
 
-@pytest.mark.parametrize(("kills", "count"), [(2, 60), pytest.param(20, 400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "count"), [(2, 120), pytest.param(20, 400, marks=pytest.mark.slow)])
 def test_killed_job_run_again_gives_the_store_of_an_undisturbed_one(start, save_pictures, tmp_path, kills, count):
     folder, _ = save_pictures(count)
     undisturbed = start(tmp_path / "undisturbed", folder)
     undisturbed.go()
     *counts, seconds = undisturbed.finish()
     assert counts == [count, 0, 0, 0, 0]
-    # All kills together come after some half of the time that the work takes.
+    # All kills together come after some quarter of the time that the work takes if the machine is as busy as before.
     stored, (added, updated, duplicates, skipped, failed, _) = kill_often(
-        start, tmp_path / "killed", folder, kills, longest=seconds / kills
+        start, tmp_path / "killed", folder, kills, longest=seconds / kills / 2
     )
     assert 0 <= stored <= skipped < count and added + skipped == count and updated == duplicates == failed == 0
     assert content(tmp_path / "killed") == content(tmp_path / "undisturbed")
