@@ -22,7 +22,7 @@ demo: $(VENV)/.installed ## Compress the gallery, then search it and ask about i
 test: $(VENV)/.installed-dev ## Run the tests (without those marked slow or gpu)
 	$(PY) -m pytest $(ARGS)
 
-test-slow: $(VENV)/.installed-dev ## Run the tests marked slow
+test-slow: $(VENV)/.installed-ray ## Run the tests marked slow; installs Ray
 	$(PY) -m pytest -m "slow and not gpu" $(ARGS)
 
 test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that are allowed (constraints-oldest.txt)
@@ -66,6 +66,10 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
+	$(PY) $(PIP_INSTALL) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-ray: $(VENV)/.installed-dev
 	$(PY) $(PIP_INSTALL) -c constraints.txt -e ".[dev,ray]"
 	@touch $@
 
