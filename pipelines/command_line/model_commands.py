@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .models import ModelOptions, load, read_config
-from .options import BatchSize, Debug, Device, Dtype, Json, Model, Revision, Tokens, TrustRemoteCode
+from .options import BatchSize, Debug, Device, Dtype, Json, Model, Revision, Tokens, TrustRemoteCode, is_url
 from .printing import print_fields, print_json, say, size
 
 
@@ -39,7 +39,7 @@ def compress(
         raise typer.BadParameter(f"{str(to)!r} must end in .safetensors.", param_hint="--to")
     if not to.absolute().parent.is_dir():
         raise FileNotFoundError(f"There is no folder {str(to.parent)!r} for {to.name!r}. Make it first.")
-    missing = [one for one in images if not one.startswith(("http://", "https://")) and not os.path.isfile(one)]
+    missing = [one for one in images if not is_url(one) and not os.path.isfile(one)]
     if missing:
         raise FileNotFoundError(f"{missing[0]!r} does not exist or is no file.")
     options = ModelOptions(model, revision, trust_remote_code, device, dtype)

@@ -6,6 +6,11 @@ from typing import Annotated, Literal
 import typer
 
 
+def is_url(text: str) -> bool:
+    """As that of the pipelines, whose import takes seconds."""
+    return text.startswith(("http://", "https://"))
+
+
 def _remember_debug(ctx: typer.Context, value: bool) -> bool:
     ctx.meta["debug"] = value
     return value

@@ -20,6 +20,7 @@ from .options import (
     TopK,
     TrustRemoteCode,
     Where,
+    is_url,
 )
 from .printing import print_json, print_table, printable, say
 from .showing import check_show_path, write_page
@@ -59,13 +60,17 @@ def search(
     if (text is None) == (image is None):
         raise typer.BadParameter("Give a TEXT or --image FILE, one of the two.", param_hint="TEXT")
     check_show_path(show)
-    query = text if image is None else image if _is_url(image) else Path(image)
+    query = text if image is None else image if is_url(image) else Path(image)
     if isinstance(query, Path) and not query.is_file():
         raise FileNotFoundError(f"{image!r} does not exist or is no file.")
     options = ModelOptions(model, revision, trust_remote_code, device, dtype)
     opened, _, _ = _open(store, options, "text" if image is None else "compress")
     hits = opened.search(
-        {"image": query} if _is_url(image) else query, top_k, where=where, rerank=rerank, candidates=candidates
+        {"image": query} if image is not None and is_url(image) else query,
+        top_k,
+        where=where,
+        rerank=rerank,
+        candidates=candidates,
     )
     shown = write_page(show, text or image, [(None, hits)])
     if as_json:
@@ -189,7 +194,3 @@ def _print_hits(hits: list[dict[str, Any]]) -> None:
 
 def _score(hit: dict[str, Any]) -> str:
     return "" if hit["score"] is None else f"{hit['score']:.3f}"
-
-
-def _is_url(text: str | None) -> bool:
-    return text is not None and text.startswith(("http://", "https://"))

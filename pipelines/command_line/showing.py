@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import typer
 
+from .options import is_url
 from .printing import printable, say
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def original(source: str | None, side: int) -> "Image | None":
     from fwd2bot.pictures_fwd2bot import load_image
 
     # A relative name of a data set might be another picture here.
-    if not source or not (os.path.isabs(source) or source.startswith(("http://", "https://"))):
+    if not source or not (os.path.isabs(source) or is_url(source)):
         return None
     try:
         return ImageOps.contain(load_image(source), (side, side))

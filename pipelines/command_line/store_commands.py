@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .models import ModelOptions, load, open_store
-from .options import BatchSize, Debug, Device, Dtype, Json, Model, Revision, Store, Tokens, TrustRemoteCode
+from .options import BatchSize, Debug, Device, Dtype, Json, Model, Revision, Store, Tokens, TrustRemoteCode, is_url
 from .printing import print_fields, print_json, print_table, say, size
 
 PICTURES_FAILED = 3  # exit code
@@ -299,7 +299,7 @@ def _expand(pictures: list[str]) -> Any:
     """The sources as `SummaryStore.add` takes them: globs become their files; what is not there is an error."""
     sources: list[str] = []
     for one in pictures:
-        if one.startswith(("http://", "https://")) or os.path.lexists(one):
+        if is_url(one) or os.path.lexists(one):
             sources.append(one)
             continue
         found = sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else []

@@ -110,6 +110,19 @@ def test_metadata_that_cannot_be_are_an_error_before_a_model_is_loaded(photos, t
     assert message in fails(*command, exit_code=exit_code)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--workers", "2"), "is for --engine ray"),
+        (("--engine", "ray", "--device", "cuda"), "is for --engine local"),
+        (("--engine", "spark"), "'spark' is not one of"),
+    ],
+)
+def test_engines_and_their_options_must_fit(photos, tmp_path, options, message):
+    assert message in fails("index", photos, "--store", tmp_path / "s", *options, exit_code=2)
+    assert not (tmp_path / "s").exists()
+
+
 def test_broken_picture_is_listed_and_exits_with_3(photos, checkpoint, tmp_path):
     (tmp_path / "broken.jpg").write_text("no picture")
     sources = (photos / "0.png", tmp_path / "broken.jpg")

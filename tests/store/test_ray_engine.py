@@ -1,8 +1,12 @@
 """The indexing job on a Ray cluster of two workers, started for these tests on this machine."""
 
+import json
+
 import numpy as np
 import pytest
 import tiny
+from fwd2bot_cli import app
+from typer.testing import CliRunner
 
 from fwd2bot.pipelines.store import SummaryStore
 
@@ -130,6 +134,17 @@ def test_store_of_a_relative_path_is_found_by_the_workers(
     store = SummaryStore.create("store", shared_fwd2bot, tiny_processor)
     assert counts(store.add(tiny.pictures(2), engine=engine)) == (2, 0, 0, 0, 0)
     assert len(content(store)) == 2
+
+
+@pytest.mark.slow
+def test_command_indexes_with_the_workers(save_pictures, engine, tmp_path):
+    folder, _ = save_pictures(3)
+    engine.connect()
+    arguments = ["index", str(folder), "--store", str(tmp_path / "s"), "--engine", "ray", "--workers", "2", "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["added"] == 3
+    assert len(content(SummaryStore.open(tmp_path / "s"))) == 3
 
 
 def test_round_ends_where_pictures_in_memory_become_many(monkeypatch):

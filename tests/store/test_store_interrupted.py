@@ -148,6 +148,22 @@ def test_interrupted_job_keeps_what_was_compressed(store, save_pictures, monkeyp
     assert (report.added, report.skipped) == (8, 12)
 
 
+def test_ctrl_c_in_the_midst_of_a_commit_ends_it_first(store, save_pictures, monkeypatch):
+    folder, _ = save_pictures(20)
+    original, calls = store._table.upsert, []
+
+    def interrupted(rows):
+        calls.append(len(rows))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        original(rows)
+
+    monkeypatch.setattr(store._table, "upsert", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.add(folder, batch_size=4, commit_every=8)
+    assert calls == [8, 8, 8] and len(store) == 16
+
+
 def test_ctrl_c_ends_a_process_and_the_next_goes_on(start, save_pictures, tmp_path):
     folder, _ = save_pictures(200)
     process, following = start(tmp_path / "s", folder), start(tmp_path / "s", folder)
