@@ -8,12 +8,15 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import torch.distributed as dist
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from fwd2bot.adapters_fwd2bot import left_out_pattern
 from fwd2bot.packing_fwd2bot import packed_attention_mask
 
+from .chunked import ChunkedStep, as_batch, count_labels
+from .gathering import average_gradients, gather_counts, world_size
 from .optimizers import build_optimizer
 from .recipe import TRAINED_STAGES, OptimizerRecipe
 
@@ -60,9 +63,8 @@ class StageTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss since the last log, and the learning rate of each group."""
         if "loss" in logs:
-            for name, values in self._parts.items():
-                logs[name] = round(torch.stack(values).float().mean().item(), 4)
-            self._parts.clear()
+            for name, value in self._means().items():
+                logs[name] = round(value, 4)
             for group in self.optimizer.param_groups if self.optimizer is not None else []:
                 if "group" in group:
                     logs[f"learning_rate_{group['group']}"] = group["lr"]
@@ -71,6 +73,18 @@ class StageTrainer(Trainer):
     def record(self, name: str, value: torch.Tensor | float) -> None:
         """Remember a figure for the next log, which shows its mean."""
         self._parts[name].append(torch.as_tensor(value, dtype=torch.float32).detach())
+
+    def _means(self) -> dict[str, float]:
+        """The mean of each figure since the last log, over all processes; not every process has every figure."""
+        own = {name: (sum(value.item() for value in values), len(values)) for name, values in self._parts.items()}
+        self._parts.clear()
+        every = [own]
+        if world_size() > 1:
+            every = [None] * world_size()
+            dist.all_gather_object(every, own)
+        names = dict.fromkeys(name for each in every for name in each)
+        pairs = {name: [each[name] for each in every if name in each] for name in names}
+        return {name: sum(total for total, _ in of) / sum(count for _, count in of) for name, of in pairs.items()}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -117,17 +131,36 @@ class BackboneTrainer(StageTrainer):
 
 
 class Fwd2BotTrainer(StageTrainer):
-    """Trains a Fwd2Bot: both losses, the temperature and the length k go to the log.
+    """Trains a Fwd2Bot: both losses, over batches in chunks and over all processes; their parts go to the log.
+
+    Gradients are averaged over the processes here, once per optimiser step, and not by DDP's own hooks: so a process
+    whose batch has no conversation or no text, or more chunks than another, is nothing special.
 
     Args:
         trained_stage: "both", or "generate" for the adapter of that stage alone.
+        gather: whether the contrastive loss is over the batches of all processes.
+
+    Raises:
+        ValueError: for several GPUs in one process, or labels that are to be averaged process by process.
     """
 
-    def __init__(self, *args: Any, trained_stage: str = "both", **kwargs: Any):
+    def __init__(self, *args: Any, trained_stage: str = "both", gather: bool = True, **kwargs: Any):
         if trained_stage not in TRAINED_STAGES:
             raise ValueError(f"trained_stage is {trained_stage!r}; choose one of {', '.join(TRAINED_STAGES)}")
         super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"this one process sees {self.args.n_gpu} GPUs and would use one. Start one process for each, with "
+                "accelerate launch --num_processes N -m fwd2bot.training.train, or choose one: CUDA_VISIBLE_DEVICES=0"
+            )
+        if not self.args.average_tokens_across_devices and self.args.world_size > 1:
+            raise ValueError(
+                "training.average_tokens_across_devices is false, but the mean over the labels is always that over "
+                "all processes here. Leave it out"
+            )
         self.trained_stage = trained_stage
+        self._step = ChunkedStep(self.accelerator.unwrap_model(self.model), gather)
+        self._place = (-1, 0)  # the optimiser step, and the batch in it
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:  # from_pretrained undoes what a constructor froze, so it is done here
@@ -136,20 +169,54 @@ class Fwd2BotTrainer(StageTrainer):
                     parameter.requires_grad_(False)
         return super().create_optimizer(model)
 
-    def compute_loss(
-        self, model: PreTrainedModel, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
-    ) -> Any:
-        inputs = dict(inputs)
-        text_kind = [inputs.pop("text_kind")] if "text_kind" in inputs else []
-        if self.model_accepts_loss_kwargs:
-            inputs["num_items_in_batch"] = kwargs.get("num_items_in_batch")
-        outputs = model(**inputs)
-        self.record("autoregressive_loss", outputs.autoregressive_loss)
-        if outputs.contrastive_loss is not None:
-            self.record("_".join(["contrastive_loss", *text_kind]), outputs.contrastive_loss)
-        self.record("temperature", torch.exp(-self.model.logit_scale.detach()))
-        self.record("num_summary_tokens", outputs.summary.lengths.float().mean())
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        model.train()
+        batch = as_batch(self._prepare_inputs(inputs))
+        step, micro = self._place
+        self._place = (step, micro + 1) if step == self.state.global_step else (self.state.global_step, 0)
+        losses = self._step(
+            batch,
+            num_items_in_batch,
+            seed="/".join(map(str, ("lengths", self.args.seed, *self._place))),
+            share=1 / self.current_gradient_accumulation_steps,
+            backward=self.accelerator.backward,
+        )
+        if self.accelerator.sync_gradients:
+            average_gradients(self._step.model.parameters())
+        self.record("autoregressive_loss", losses.autoregressive * self.current_gradient_accumulation_steps)
+        if losses.contrastive is not None:
+            self.record("_".join(["contrastive_loss", *filter(None, [batch.text_kind])]), losses.contrastive)
+        self.record("temperature", torch.exp(-self._step.model.logit_scale.detach()))
+        if len(losses.lengths):
+            self.record("num_summary_tokens", losses.lengths.float().mean())
+        return losses.total.detach()
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        """The loss of a batch, at the configured length."""
+        inputs = self._prepare_inputs(inputs)
+        count = self._get_num_items_in_batch([inputs], self.args.device)
+        with torch.no_grad():
+            return self._step(as_batch(inputs), count).total, None, None
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        """Labels of all batches of an optimiser step, on all processes; 1 where there are none."""
+        own = sum(int(count_labels(inputs)) for inputs in batch_samples)
+        return gather_counts([own], device).sum().clamp(min=1).to(device)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: the Trainer's estimate, six times parameters and tokens, is that of a model that trains all it has."""
+        return 0
 
 
 def load_strictly(model: torch.nn.Module, folder: Path) -> None:

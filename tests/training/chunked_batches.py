@@ -1,0 +1,77 @@
+"""Batches in chunks on the tiny model: what a collator would give, with fixed content."""
+
+import tiny
+import torch
+from transformers import PreTrainedModel
+
+CAPTIONS = ["a dog", "two cats on a hill", "nothing", "a red door", "a boat", "snow", "a dog on a door", "rain"]
+
+
+def conversation_chunk(processor, drawn, first: int, count: int, with_answers: bool = True) -> dict:
+    """A chunk of `count` images; the first has two conversations, the second none, where there are several."""
+    chunk = {
+        f"compress_{name}": value for name, value in processor.process_images(drawn[first : first + count]).items()
+    }
+    if not with_answers:
+        return chunk
+    shown = [0] if count == 1 else [0, 0, *range(2, count)]
+    texts = [
+        question + f" answer {first + place}</s>"
+        for question, place in zip(tiny.prompts(processor, ["What?"] * len(shown)), shown, strict=True)
+    ]
+    encoded = processor(text=texts)
+    labels = encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, -100)
+    labels[:, : labels.shape[1] // 2] = -100
+    return chunk | {
+        "input_ids": encoded["input_ids"],
+        "attention_mask": encoded["attention_mask"],
+        "labels": labels,
+        "placeholder_image": torch.tensor(shown),
+    }
+
+
+def batch(processor, images: int = 6, chunk: int = 2, text_chunk: int = 3, texts: int | None = None) -> dict:
+    """A collated batch; with one more text than images, which is a hard negative, unless `texts` says otherwise."""
+    drawn = tiny.pictures(images)
+    chunks = [conversation_chunk(processor, drawn, i, min(chunk, images - i)) for i in range(0, images, chunk)]
+    texts = images + 1 if texts is None else texts
+    captions = CAPTIONS[:texts]
+    return {"chunks": chunks} | text_side(processor, captions, images, text_chunk)
+
+
+def text_side(processor, captions: list[str], images: int, text_chunk: int) -> dict:
+    pieces = [captions[i : i + text_chunk] for i in range(0, len(captions), text_chunk)]
+    owner = torch.tensor([i if i < images else -1 for i in range(len(captions))], dtype=torch.long)
+    mask = torch.ones(images, len(captions), dtype=torch.bool)
+    if captions:
+        mask[0, -1] = False
+    return {
+        "text_chunks": [dict(processor.process_texts(piece)) for piece in pieces],
+        "text_image": owner,
+        "text_image_mask": mask,
+    }
+
+
+def joined(model: PreTrainedModel, collated: dict, lengths: torch.Tensor) -> torch.Tensor:
+    """The loss of a collated batch in one graph, chunk by chunk but for the contrastive loss: what is to be equalled.
+
+    It goes through `forward`, `contrastive_loss` and plain autograd alone.
+    """
+    labels = sum(int((chunk["labels"][:, 1:] != -100).sum()) for chunk in collated["chunks"] if "labels" in chunk)
+    sizes = [len(chunk["compress_input_ids"]) for chunk in collated["chunks"]]
+    outputs = [
+        model(**chunk, num_summary_tokens=own, num_items_in_batch=labels)
+        for chunk, own in zip(collated["chunks"], lengths.split(sizes), strict=True)
+    ]
+    loss = sum(output.autoregressive_loss for output in outputs if output.autoregressive_loss is not None)
+    if not collated["text_chunks"]:
+        return loss
+    texts = [
+        model(
+            **{f"compress_{name}": value for name, value in chunk.items()},
+            num_summary_tokens=torch.ones(len(chunk["input_ids"]), dtype=torch.long),
+        )
+        for chunk in collated["text_chunks"]
+    ]
+    embeds = [torch.cat([o.image_embeds_by_length for o in side], 1) for side in (outputs, texts)]
+    return loss + model.contrastive_loss(*embeds, collated["text_image"], collated["text_image_mask"])
