@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 
+from fwd2bot.generation_fwd2bot import take_prefixed
 from fwd2bot.training.chunked import ChunkedStep, as_batch, count_labels
 
 EXACT = {"atol": 1e-6, "rtol": 1e-5}
@@ -21,6 +22,10 @@ def training_model(**options):
     return tiny.tiny_fwd2bot(**options).train()
 
 
+def without_conversations(chunk: dict) -> dict:
+    return {name: value for name, value in chunk.items() if name.startswith("compress_")}
+
+
 def drawn_lengths(model, images: int, seed: str = "") -> torch.Tensor:
     return torch.tensor(random.Random(seed).choices(model.config.summary_lengths, k=images))
 
@@ -31,10 +36,9 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return found
 
 
-def chunked(model, collated, **options):
-    losses = ChunkedStep(model)(
-        as_batch(collated), count_labels(collated), backward=lambda loss: loss.backward(), **options
-    )
+def chunked(model, collated):
+    labels = max(int(count_labels(collated)), 1)
+    losses = ChunkedStep(model)(as_batch(collated), labels, backward=lambda loss: loss.backward())
     return losses, gradients(model)
 
 
@@ -74,9 +78,7 @@ def test_chunks_of_any_size_give_the_gradient_of_one_plain_forward(processor):
     model(**flat, num_summary_tokens=4).loss.backward()
     expected = gradients(model)
     cut = {
-        "chunks": [
-            {f"compress_{name}": value[i : i + 1] for name, value in images.items()} for i in range(len(flat))[:4]
-        ],
+        "chunks": [{f"compress_{name}": value[i : i + 1] for name, value in images.items()} for i in range(4)],
         "text_chunks": [{name: value[i : i + 2] for name, value in texts.items()} for i in (0, 2)],
         "text_image": torch.arange(4),
     }
@@ -109,14 +111,11 @@ def test_dropout_is_the_same_in_both_passes(processor):
     lora = {"r": 4, "lora_alpha": 4, "lora_dropout": 0.3}
     model = training_model(adapters={"compress": lora, "generate": lora})
     collated = made.batch(processor)
-    for chunk in collated["chunks"]:  # the generate pass draws masks of its own, in between
-        for name in ("input_ids", "attention_mask", "labels", "placeholder_image"):
-            chunk.pop(name)
+    # the generate pass draws masks of its own, in between
+    collated["chunks"] = [without_conversations(chunk) for chunk in collated["chunks"]]
     torch.manual_seed(3)
-    texts_first = dict(collated, chunks=[])
-    expected = {}
     embeds = {"text": [], "image": []}
-    for kind, inputs in [("text", c) for c in texts_first["text_chunks"]] + [("image", c) for c in collated["chunks"]]:
+    for kind, inputs in [("text", c) for c in collated["text_chunks"]] + [("image", c) for c in collated["chunks"]]:
         given = inputs if kind == "image" else {f"compress_{name}": value for name, value in inputs.items()}
         ones = torch.ones(len(given["compress_input_ids"]), dtype=torch.long)
         embeds[kind].append(model(**given, num_summary_tokens=ones).image_embeds_by_length)
@@ -160,20 +159,11 @@ def test_batch_without_texts_trains_the_autoregressive_loss_alone(processor):
 def test_batch_without_conversations_trains_the_contrastive_loss_alone(processor):
     model = training_model()
     collated = made.batch(processor)
-    collated["chunks"] = [
-        {name: value for name, value in chunk.items() if name.startswith("compress_")} for chunk in collated["chunks"]
-    ]
-    losses, found = (
-        chunked(model, dict(collated), share=1.0) if count_labels(collated) else _no_labels(model, collated)
-    )
+    collated["chunks"] = [without_conversations(chunk) for chunk in collated["chunks"]]
+    losses, found = chunked(model, collated)
     assert losses.autoregressive == 0
     assert losses.contrastive > 0
     assert not any(".generate" in name for name in found)
-
-
-def _no_labels(model, collated):
-    losses = ChunkedStep(model)(as_batch(collated), 1, backward=lambda loss: loss.backward())
-    return losses, gradients(model)
 
 
 def test_equal_captions_and_pictures_are_no_negatives(processor):
@@ -202,11 +192,7 @@ def test_evaluation_needs_no_gradient_and_is_at_the_configured_length(processor)
     collated = made.batch(processor)
     losses = ChunkedStep(model)(as_batch(collated), count_labels(collated))
     assert not losses.total.requires_grad
-    images = torch.cat([model.embed(**dict(_images(chunk))) for chunk in collated["chunks"]])
+    images = torch.cat([model.embed(**take_prefixed(chunk, "compress_")) for chunk in collated["chunks"]])
     texts = torch.cat([model.embed(**chunk) for chunk in collated["text_chunks"]])
     expected = model.contrastive_loss(images[None], texts[None], collated["text_image"], collated["text_image_mask"])
     torch.testing.assert_close(losses.contrastive, expected.detach(), **EXACT)
-
-
-def _images(chunk):
-    return {name.removeprefix("compress_"): value for name, value in chunk.items() if name.startswith("compress_")}
