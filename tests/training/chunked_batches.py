@@ -20,8 +20,8 @@ def conversation_chunk(processor, drawn, first: int, count: int, with_answers: b
         for question, place in zip(tiny.prompts(processor, ["What?"] * len(shown)), shown, strict=True)
     ]
     encoded = processor(text=texts)
-    labels = encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, -100)
-    labels[:, : labels.shape[1] // 2] = -100
+    labels = encoded["input_ids"].clone()
+    labels[:, :-8] = -100  # padding is on the left, so these are the last tokens of each row, whatever the chunk
     return chunk | {
         "input_ids": encoded["input_ids"],
         "attention_mask": encoded["attention_mask"],
