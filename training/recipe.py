@@ -152,8 +152,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `key=value` overrides with dotted keys, such as `training.max_steps=100`.
 
     Args:
-        path: a YAML file, or the name of a recipe of the package ("backbone.yaml"). Its `base` names another one, beside
-            it or of the package, whose values hold where it has none of its own; a list is replaced as a whole.
+        path: a YAML file, or the name of a recipe of the package ("backbone.yaml"). Its `base` names another one,
+            beside it or of the package, whose values hold where it has none; a list is replaced as a whole.
         overrides: values are YAML: `data.questions={presence: 4}`, `model.summary_lengths=[1,8]`.
 
     Raises:

@@ -83,9 +83,8 @@ class SourcesData:
     contrastive_max_tokens: int | None = 30
     captions_per_image: int = 1  # drawn for the contrastive side, if an image has several
     caption_prompts: list[str] = field(default_factory=lambda: ["Describe the image."])  # before captions learnt by AR
-    max_length: int = (
-        2048  # tokens of a conversation, an image counted as one; its last turns are left out until it fits
-    )
+    # Tokens of a conversation, an image counted as one; its last turns are left out until it fits.
+    max_length: int = 2048
     max_image_side: int | None = None  # pixels; larger pictures are scaled down before the backbone's own processor
     max_broken: int = 100  # broken pictures and malformed rows that each process leaves out; one more is an error
     tokenizer_texts: int = 20_000  # kind backbone from scratch: samples whose texts its tokenizer is trained on

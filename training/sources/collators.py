@@ -134,7 +134,7 @@ class SourceBackboneCollator:
         return labels
 
     def _find(self, words: list[int], written: list[int], position: int, image: bool, last: bool) -> int | None:
-        """Where the words after an image, or at the beginning, stand at or after a position; the last ones at the end."""
+        """Where words stand: those after an image somewhere after `position`, the first at it, the last at the end."""
         first, end = position, len(written) - len(words)
         if image:
             if self.processor.image_token_id not in written[position:]:

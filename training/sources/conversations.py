@@ -34,8 +34,8 @@ class ConversationEncoder:
 
     Where an answer begins is read from the template's `{% generation %}` blocks; a template that has none is rendered
     once more for each answer, up to the prompt for it, which must be how the whole begins. An answer ends with the
-    token that the template writes behind the last one. A template that writes none (LLaVA-1.5) gets the tokenizer's end
-    token there, in place of spaces, so that the model learns to stop.
+    token that the template writes behind the last one. Where it writes none (LLaVA-1.5) the tokenizer's end token is
+    put, in place of spaces, so that the model learns to stop.
 
     Args:
         processor: its `backbone_processor` has a fast tokenizer.
@@ -72,7 +72,7 @@ class ConversationEncoder:
         pieces = self._pieces(messages)
         merged = [(text.replace(self.image_token, self.merged_token), learnt) for text, learnt in pieces]
         encoded = self.processor._tokenize(
-            ["".join(text for text, _ in merged)], return_tensors=None, return_offsets_mapping=True
+            ["".join(text for text, _ in merged)], return_tensors=None, return_offsets_mapping=True, verbose=False
         )
         [input_ids], [offsets] = encoded["input_ids"], encoded["offset_mapping"]
         labels = [IGNORED] * len(input_ids)
@@ -90,7 +90,7 @@ class ConversationEncoder:
         return EncodedConversation("".join(text for text, _ in pieces), input_ids, labels)
 
     def fitting(self, messages: Messages, max_length: int) -> tuple[Messages, EncodedConversation] | None:
-        """As much of a conversation as fits into `max_length` tokens: whole turns, up to an answer; None if not one."""
+        """The turns of a conversation that fit into `max_length` tokens, up to an answer; None if there are none."""
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         if not answers:
             raise MalformedRowError("no turn of the assistant: there is nothing to learn")
@@ -102,7 +102,7 @@ class ConversationEncoder:
 
     def num_tokens(self, text: str) -> int:
         """Tokens of a caption by itself."""
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _pieces(self, messages: Messages) -> list[tuple[str, bool]]:
         """The rendered conversation in pieces, each with whether it is learnt."""
@@ -145,8 +145,8 @@ class ConversationEncoder:
                 prompt = self._render(messages[:index], add_generation_prompt=True)
                 if not text.startswith(prompt):
                     raise MalformedRowError(
-                        f"{self.name} writes the prompt of an answer ({prompt[-60:]!r}) otherwise than it stands before "
-                        "the answer"
+                        f"{self.name} writes the prompt of an answer ({prompt[-60:]!r}) otherwise than it stands "
+                        "before the answer"
                     )
                 starts.append(len(prompt))
         return text, starts
@@ -176,8 +176,8 @@ class ConversationEncoder:
         end_token = min(found)[1] if found else self.tokenizer.eos_token
         if end_token is None:
             raise ValueError(
-                f"{self.name} writes no token after an answer, and the tokenizer has no eos_token, so a model could not "
-                "learn to stop. Set eos_token."
+                f"{self.name} writes no token after an answer, and the tokenizer has no eos_token, so a model could "
+                "not learn to stop. Set eos_token."
             )
         return end_token
 

@@ -75,11 +75,11 @@ class Source:
 class SourceMixture(torch.utils.data.Dataset):
     """Sample `i` of a run, for `0 <= i < len`: which source it comes from and which row are drawn from the seed.
 
-    A table's rows come once an epoch, in a new order each time. A sample is a pure function of `(seed, i)` for tables,
-    so a DataLoader may skip what a resumed run has seen without reading it. A stream must be read in order: the batches
-    are those that accelerate gives the processes of a run (batch `b` to process `b % processes`, there one after the
-    other to the workers), each worker reads a part of the stream, and one that starts later skips forward in its part
-    without decoding pictures. For streams the sampler must be sequential.
+    A table's rows come once an epoch, in a new order each time. A sample of a table is a pure function of `(seed, i)`,
+    so a DataLoader may skip what a resumed run has seen without reading it. A stream must be read in order, by a
+    sequential sampler: as accelerate gives the batches to the processes of a run (batch `b` to process `b % processes`,
+    there one after the other to the workers), each worker reads a part of the stream, and one that starts later skips
+    forward in its part without decoding pictures.
 
     A broken picture or a malformed row is logged with its key and reason, counted (once per worker), and the row after
     it, in the epoch's order, stands in for it. A row that has nothing for its source's use (`prepare` gives None) is
@@ -87,7 +87,7 @@ class SourceMixture(torch.utils.data.Dataset):
 
     Args:
         sources: in the order of `data.sources`.
-        prepare: a sample as read and a source of chance, to the sample for the collator, or None; may raise ValueError.
+        prepare: makes of a sample as read, and a source of chance, that for the collator, or None; may raise ValueError.
         length: samples of the whole run, over all processes.
         batch_size: samples of one process in one batch. processes: of the run; default: the environment's WORLD_SIZE.
 

@@ -188,10 +188,9 @@ def images_within(content: Any) -> list[Any]:
     for part in content if isinstance(content, (list, tuple)) else []:
         if isinstance(part, dict) and part.get("type") in ("image", "image_url"):
             for name in ("image", "path", "url", "image_url"):
-                if part.get(name) is not None:
-                    found.append(
-                        part[name]["url"] if name == "image_url" and isinstance(part[name], dict) else part[name]
-                    )
+                image = part.get(name)
+                if image is not None:
+                    found.append(image.get("url") if name == "image_url" and isinstance(image, dict) else image)
                     break
     return found
 

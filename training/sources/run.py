@@ -1,4 +1,4 @@
-"""From a recipe's `data.sources` to what a Trainer takes: the mixture of the whole run, and the texts of a tokenizer."""
+"""From a recipe's `data.sources` to what a Trainer takes: the mixture of a whole run, the texts of a tokenizer."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a row becomes for its source's use: which captions go to which loss, encoded conversations, decoded pictures."""
+"""What a row becomes for its source's use: captions sorted to the losses, encoded conversations, decoded pictures."""
 
 import hashlib
 import random
@@ -16,8 +16,8 @@ from .conversations import ConversationEncoder
 class SamplePreparer:
     """Prepares samples as `RowReader` reads them; called in the workers of the DataLoader.
 
-    A caption of fewer than `contrastive_max_tokens` tokens goes to the contrastive side, another is learnt word by word
-    as the answer to one of `caption_prompts`; with null both. A source of use `ar` has all its captions learnt, one of
+    A caption of fewer than `contrastive_max_tokens` tokens goes to the contrastive side, another is learnt word by
+    word as the answer to one of `caption_prompts`; with null both. A source of use `ar` has all its captions learnt, one of
     use `contrastive` only gives those of the contrastive side. Of several captions `captions_per_image` are drawn for
     the contrastive side and one to be learnt.
 

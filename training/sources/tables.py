@@ -72,7 +72,7 @@ class ImageFolder:
             return reference
         if ADDRESS.match(reference):
             raise MalformedRowError(
-                f"its image is an address ({reference[:100]}), which training does not fetch; download the images first"
+                f"its image is an address ({reference[:100]}), which training does not fetch; download it first"
             )
         path = reference if self.folder is None else os.path.join(self.folder, reference)
         if not os.path.isfile(path):
