@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from .scenes import SEVERAL_KINDS
+from .source_recipe import SourcesData, for_backbone
 
 KINDS = ("backbone", "fwd2bot")
 RECIPES = Path(__file__).parent / "recipes"
@@ -138,7 +139,7 @@ class Recipe:
 
     kind: str
     model: BackboneModel | Fwd2BotModel
-    data: BackboneData | Fwd2BotData
+    data: BackboneData | Fwd2BotData | SourcesData
     optimizer: OptimizerRecipe
     training: dict[str, Any]  # fields of transformers' TrainingArguments
     resume: bool = True  # go on from the newest complete checkpoint of training.output_dir, if there is one
@@ -151,23 +152,28 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `key=value` overrides with dotted keys, such as `training.max_steps=100`.
 
     Args:
-        path: a YAML file, or the name of a recipe of the package ("backbone.yaml").
+        path: a YAML file, or the name of a recipe of the package ("backbone.yaml"). Its `base` names another one,
+            beside it or of the package, whose values hold where it has none; a list is replaced as a whole.
         overrides: values are YAML: `data.questions={presence: 4}`, `model.summary_lengths=[1,8]`.
 
     Raises:
         FileNotFoundError: there is no such recipe.
-        ValueError: a key is unknown (the message lists the allowed ones), a value has another type than its field, or
-            an override is not `key=value`.
+        ValueError: a key is unknown (the message lists the allowed ones), a value has another type than its field, an
+            override is not `key=value`, or recipes name each other as their `base`.
     """
-    values = _read(path)
+    values = _with_base(path)
     for override in overrides:
         _override(values, override)
+    if "base" in values:
+        raise ValueError("base cannot be set on the command line; write it into the recipe")
     kind = values.pop("kind", None)
     if kind not in KINDS:
         raise ValueError(f"{path}: kind is {kind!r}; choose one of {', '.join(KINDS)}")
+    drawn = BackboneData if kind == "backbone" else Fwd2BotData
+    from_sources = isinstance(values.get("data"), dict) and "sources" in values["data"]
     parts = {
         "model": BackboneModel if kind == "backbone" else Fwd2BotModel,
-        "data": BackboneData if kind == "backbone" else Fwd2BotData,
+        "data": SourcesData if from_sources else drawn,
         "optimizer": OptimizerRecipe,
     }
     resume = values.pop("resume", True)
@@ -176,15 +182,45 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     training = values.pop("training", None) or {}
     _check_keys("training", training, _training_fields())
     built = {name: _build(name, part, values.pop(name, None) or {}) for name, part in parts.items()}
-    _check_keys("the recipe", values, ["kind", "resume", "training", *parts])
+    _check_keys("the recipe", values, ["base", "kind", "resume", "training", *parts])
+    if from_sources and kind == "backbone":
+        built["data"] = for_backbone(built["data"])
     return Recipe(kind=kind, training=training, resume=resume, **built)
 
 
-def _read(path: str | Path) -> dict[str, Any]:
-    found = next((p for p in (Path(path), RECIPES / path) if p.is_file()), None)
+def _with_base(path: str | Path, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a recipe, upon those of the one that its `base` names."""
+    found = _find(path, beside)
+    if found in seen:
+        chain = " -> ".join(one.name for one in (*seen, found))
+        raise ValueError(f"the recipes name each other as their base: {chain}; let one of them stand alone")
+    values = _read(found)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ValueError(f"{found}: base is {base!r}; give the file name of one other recipe")
+    return _merged(_with_base(base, found.parent, (*seen, found)), values)
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _find(path: str | Path, beside: Path | None = None) -> Path:
+    places = [*([beside / path] if beside else []), Path(path), RECIPES / path]
+    found = next((place for place in places if place.is_file()), None)
     if found is None:
         shipped = ", ".join(sorted(p.name for p in RECIPES.glob("*.yaml")))
         raise FileNotFoundError(f"there is no recipe {str(path)!r}; pass a YAML file or a name from {shipped}")
+    return found.resolve()
+
+
+def _read(found: Path) -> dict[str, Any]:
     values = yaml.load(found.read_text(encoding="utf-8"), Loader=_Loader)
     if not isinstance(values, dict):
         raise ValueError(f"{found} holds {type(values).__name__}; a recipe is a mapping of keys to values")
@@ -205,6 +241,11 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _build(section: str, part: type, values: dict[str, Any]) -> Any:
     _check_keys(section, values, [f.name for f in dataclasses.fields(part)])
+    unset = (dataclasses.MISSING, dataclasses.MISSING)
+    needed = [f.name for f in dataclasses.fields(part) if (f.default, f.default_factory) == unset]
+    missing = [name for name in needed if name not in values]
+    if missing:
+        raise ValueError(f"{section} has no {' and no '.join(missing)}; give {', '.join(needed)}")
     hints = typing.get_type_hints(part)
     return part(**{name: _checked(f"{section}.{name}", value, hints[name]) for name, value in values.items()})
 
@@ -222,6 +263,10 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
     """The value as its field's type: an int where a float is wanted becomes one, anything else must match."""
     if dataclasses.is_dataclass(hint):
         return _build(key, hint, value)
+    if typing.get_origin(hint) is list and isinstance(value, list):
+        [item] = typing.get_args(hint)
+        if dataclasses.is_dataclass(item):
+            return [_build(f"{key}[{index}]", item, one) for index, one in enumerate(value)]
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = tuple(typing.get_origin(option) or option for option in options)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):

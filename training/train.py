@@ -16,6 +16,8 @@ from .collator import BackboneCollator, Fwd2BotCollator
 from .data import CaptionedRows, Packer, TrainingRows, draw_pictures
 from .recipe import Recipe, load_recipe
 from .scenes import corpus
+from .source_recipe import SourcesData
+from .sources import SourceBackboneCollator, SourceCollator, open_sources, run_mixture, texts_of
 from .tokenizer import train_tokenizer
 from .trainer import BackboneTrainer, Fwd2BotTrainer, StageTrainer, newest_checkpoint
 
@@ -75,23 +77,34 @@ def training_arguments(values: dict[str, Any]) -> TrainingArguments:
 
 
 def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
+    from fwd2bot import Fwd2BotProcessor
+
+    sources = open_sources(recipe.data) if isinstance(recipe.data, SourcesData) else None
     if recipe.model.init_from:
         processor = AutoProcessor.from_pretrained(recipe.model.init_from)
         model = LlavaForConditionalGeneration.from_pretrained(
             recipe.model.init_from, dtype=torch.float32, attn_implementation=recipe.model.attn_implementation
         )
     else:
-        texts = corpus(recipe.data.tokenizer_scenes, shapes_only=recipe.data.shapes_only)
+        if sources is None:
+            texts = corpus(recipe.data.tokenizer_scenes, shapes_only=recipe.data.shapes_only)
+        else:
+            texts = texts_of(sources, recipe.data)
         tokenizer = train_tokenizer(texts, recipe.model.vocab_size, recipe.model.max_position_embeddings)
         processor = build_processor(recipe.model, tokenizer)
         model = build_backbone(recipe.model, tokenizer)
-    packer = Packer(processor.tokenizer, model.config.image_seq_length)
-    rows = TrainingRows(recipe.data, _pictures(recipe, args), packer)
+    if sources is None:
+        packer = Packer(processor.tokenizer, model.config.image_seq_length)
+        rows = TrainingRows(recipe.data, _pictures(recipe, args), packer)
+        collator = BackboneCollator(processor, recipe.data.row_length)
+    else:
+        prompts = Fwd2BotProcessor(processor)
+        rows, collator = run_mixture(sources, recipe.data, prompts, args), SourceBackboneCollator(prompts)
     return BackboneTrainer(
         model=model,
         args=args,
         train_dataset=rows,
-        data_collator=BackboneCollator(processor, recipe.data.row_length),
+        data_collator=collator,
         processing_class=processor,
         optimizer_recipe=recipe.optimizer,
     )
@@ -100,6 +113,7 @@ def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
 def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
     from fwd2bot import Fwd2BotConfig, Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 
+    sources = open_sources(recipe.data) if isinstance(recipe.data, SourcesData) else None
     settings = {"summary_lengths": recipe.model.summary_lengths, **recipe.model.config}
     if recipe.model.init_from:
         config = Fwd2BotConfig.from_dict(Fwd2BotConfig.from_pretrained(recipe.model.init_from).to_dict() | settings)
@@ -119,16 +133,21 @@ def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
     processor = Fwd2BotProcessor(
         backbone_processor, image_prompt=model.config.image_prompt, text_prompt=model.config.text_prompt
     )
-    several = recipe.data.several
-    packer = Packer(processor.tokenizer, 1, (1, *several.pictures) if several.share else (1,))
-    rows = CaptionedRows(recipe.data, _pictures(recipe, args), packer)
+    with_texts = recipe.model.trained_stage == "both"
+    if sources is None:
+        several = recipe.data.several
+        packer = Packer(processor.tokenizer, 1, (1, *several.pictures) if several.share else (1,))
+        rows = CaptionedRows(recipe.data, _pictures(recipe, args), packer)
+        collator = Fwd2BotCollator(processor, recipe.data, recipe.data.row_length, with_texts)
+    else:
+        rows = run_mixture(sources, recipe.data, processor, args)
+        chunk_size = getattr(getattr(recipe, "contrastive", None), "chunk_size", None)
+        collator = SourceCollator(processor, chunk_size, with_texts)
     return Fwd2BotTrainer(
         model=model,
         args=args,
         train_dataset=rows,
-        data_collator=Fwd2BotCollator(
-            processor, recipe.data, recipe.data.row_length, with_texts=recipe.model.trained_stage == "both"
-        ),
+        data_collator=collator,
         processing_class=processor,
         optimizer_recipe=recipe.optimizer,
         trained_stage=recipe.model.trained_stage,

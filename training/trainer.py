@@ -9,6 +9,7 @@ from typing import Any
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
@@ -19,6 +20,7 @@ from .chunked import ChunkedStep, as_batch, count_labels
 from .gathering import average_gradients, gather_counts, world_size
 from .optimizers import build_optimizer
 from .recipe import TRAINED_STAGES, OptimizerRecipe
+from .sources import SourceMixture
 
 logger = logging.get_logger(__name__)
 
@@ -59,6 +61,13 @@ class StageTrainer(Trainer):
                 betas=tuple(recipe.betas),
             )
         return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        # a mixture is shuffled already, and its streams can only be read in order
+        return (
+            SequentialSampler(dataset) if isinstance(dataset, SourceMixture) else super()._get_train_sampler(dataset)
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss since the last log, and the learning rate of each group."""
@@ -120,6 +129,8 @@ class BackboneTrainer(StageTrainer):
     def compute_loss(
         self, model: PreTrainedModel, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
+        if "segment_ids" not in inputs:  # rows of one conversation each
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         inputs = dict(inputs)
         visible, position_ids = packed_attention_mask(inputs.pop("segment_ids"), inputs["attention_mask"])
         dtype = torch.bfloat16 if self.args.bf16 else torch.float32
