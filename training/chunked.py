@@ -109,6 +109,8 @@ class _Part:
             given["num_summary_tokens"] = self.lengths
         elif embed_only:
             return
+        else:  # words alone, in no placeholder
+            given.pop("placeholder_image", None)
         output = model(**given, num_items_in_batch=num_items)
         self.embeds, self.autoregressive = output.image_embeds_by_length, output.autoregressive_loss
 

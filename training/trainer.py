@@ -13,8 +13,11 @@ from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
+from fwd2bot.adapter_checkpoint_fwd2bot import OWN_WEIGHTS, fill_adapters, read_adapters
 from fwd2bot.adapters_fwd2bot import left_out_pattern
+from fwd2bot.configuration_fwd2bot import STAGES
 from fwd2bot.packing_fwd2bot import packed_attention_mask
+from fwd2bot.quantization_fwd2bot import is_quantized
 
 from .chunked import ChunkedStep, as_batch, count_labels
 from .gathering import average_gradients, gather_counts, world_size
@@ -24,7 +27,8 @@ from .sources import SourceMixture
 
 logger = logging.get_logger(__name__)
 
-STATE_FILES = (SAFE_WEIGHTS_NAME, "optimizer.pt", "scheduler.pt", "trainer_state.json")
+STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+WEIGHTS = (SAFE_WEIGHTS_NAME, OWN_WEIGHTS)  # either
 INCOMPLETE = "checkpoint-is-incomplete.txt"  # the Trainer's own name, for checkpoints begun on a signal
 
 
@@ -59,6 +63,7 @@ class StageTrainer(Trainer):
                 weight_decay=recipe.weight_decay,
                 momentum=recipe.momentum,
                 betas=tuple(recipe.betas),
+                learning_rates=recipe.learning_rates,
             )
         return self.optimizer
 
@@ -99,6 +104,11 @@ class StageTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if holds_adapters_alone(model):
+            model.save_pretrained(folder, adapter_only=True)
+            self.processing_class.save_pretrained(folder)
+            torch.save(self.args, folder / "training_args.bin")
+            return
         if hasattr(model, "fingerprint"):  # the config's own is that of the weights at the last load or compress()
             model.config.fingerprint = model.fingerprint
         model.config.save_pretrained(folder)
@@ -108,6 +118,14 @@ class StageTrainer(Trainer):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         torch.save(self.args, folder / "training_args.bin")
+
+    def save_final(self, folder: Path) -> None:
+        """The model as a checkpoint of its own kind with its processor; of adapters alone on a quantised backbone."""
+        if self.is_world_process_zero():
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            model.save_pretrained(folder, **({"adapter_only": True} if holds_adapters_alone(model) else {}))
+            self.processing_class.save_pretrained(folder)
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_strictly(model if model is not None else self.model, Path(resume_from_checkpoint))
@@ -230,6 +248,11 @@ class Fwd2BotTrainer(StageTrainer):
         return 0
 
 
+def holds_adapters_alone(model: torch.nn.Module) -> bool:
+    """Whether checkpoints of a model leave its backbone out: a quantised one could not be saved as it came."""
+    return hasattr(model, "backbone") and is_quantized(model.backbone)
+
+
 def load_strictly(model: torch.nn.Module, folder: Path) -> None:
     """Load a checkpoint's weights into a model; tied tensors count once.
 
@@ -237,6 +260,9 @@ def load_strictly(model: torch.nn.Module, folder: Path) -> None:
         RuntimeError: a tensor of the model is missing from the file, or one of the file is unknown to the model.
     """
     model = getattr(model, "_orig_mod", model)  # a compiled model wraps the one that was saved
+    if holds_adapters_alone(model):
+        fill_adapters(model, read_adapters(folder, STAGES, {}), folder)
+        return
     safetensors.torch.load_model(model, str(folder / SAFE_WEIGHTS_NAME), strict=True)
 
 
@@ -253,8 +279,14 @@ def newest_checkpoint(output_dir: str | Path) -> Path | None:
             continue
         if (folder / INCOMPLETE).exists():
             shutil.rmtree(folder)
-        elif any(folder.glob("rng_state*.pth")) and all((folder / name).is_file() for name in STATE_FILES):
+        elif _can_go_on(folder):
             found.append((int(step), folder))
         else:
-            logger.warning(f"{folder} lacks some of {', '.join(STATE_FILES)} and is not resumed from")
+            logger.warning(f"{folder} lacks weights or some of {', '.join(STATE_FILES)} and is not resumed from")
     return max(found)[1] if found else None
+
+
+def _can_go_on(folder: Path) -> bool:
+    has_weights = any((folder / name).is_file() for name in WEIGHTS)
+    has_state = all((folder / name).is_file() for name in STATE_FILES)
+    return has_weights and has_state and any(folder.glob("rng_state*.pth"))

@@ -7,16 +7,18 @@ from transformers import PreTrainedModel
 CAPTIONS = ["a dog", "two cats on a hill", "nothing", "a red door", "a boat", "snow", "a dog on a door", "rain"]
 
 
-def conversation_chunk(processor, drawn, first: int, count: int, with_answers: bool = True) -> dict:
-    """A chunk of `count` images; the first has two conversations, the second none, where there are several."""
-    chunk = {
-        f"compress_{name}": value for name, value in processor.process_images(drawn[first : first + count]).items()
-    }
-    if not with_answers:
+def conversation_chunk(processor, drawn: list, numbers: list[int], talks: list[bool] | None = None) -> dict:
+    """A chunk of the pictures of these numbers, one in four with two conversations and one in four with none."""
+    images = processor.process_images([drawn[number] for number in numbers])
+    chunk = {f"compress_{name}": value for name, value in images.items()}
+    talks = [True] * len(numbers) if talks is None else talks
+    shown = [
+        place for place, number in enumerate(numbers) for _ in range({0: 2, 1: 0}.get(number % 4, 1)) if talks[place]
+    ]
+    if not shown:
         return chunk
-    shown = [0] if count == 1 else [0, 0, *range(2, count)]
     texts = [
-        question + f" answer {first + place}</s>"
+        question + f" answer {numbers[place]}</s>"
         for question, place in zip(tiny.prompts(processor, ["What?"] * len(shown)), shown, strict=True)
     ]
     encoded = processor(text=texts)
@@ -32,8 +34,10 @@ def conversation_chunk(processor, drawn, first: int, count: int, with_answers: b
 
 def batch(processor, images: int = 6, chunk: int = 2, text_chunk: int = 3, texts: int | None = None) -> dict:
     """A collated batch; with one more text than images, which is a hard negative, unless `texts` says otherwise."""
-    drawn = tiny.pictures(images)
-    chunks = [conversation_chunk(processor, drawn, i, min(chunk, images - i)) for i in range(0, images, chunk)]
+    drawn, numbers = tiny.pictures(images), list(range(images))
+    chunks = [
+        conversation_chunk(processor, drawn, numbers[first : first + chunk]) for first in range(0, images, chunk)
+    ]
     texts = images + 1 if texts is None else texts
     captions = CAPTIONS[:texts]
     return {"chunks": chunks} | text_side(processor, captions, images, text_chunk)

@@ -45,15 +45,12 @@ class Collator:
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         size = self.chunk or len(samples)
+        parts = [samples[first : first + size] for first in range(0, len(samples), size)]
         chunks = [
             made.conversation_chunk(
-                self.processor,
-                [self.drawn[sample["index"]] for sample in samples],
-                first,
-                min(size, len(samples) - first),
-                any(sample["talks"] for sample in samples[first : first + size]),
+                self.processor, self.drawn, [one["index"] for one in part], [one["talks"] for one in part]
             )
-            for first in range(0, len(samples), size)
+            for part in parts
         ]
         captions = [caption for sample in samples for caption in sample["captions"]]
         owner = [row for row, sample in enumerate(samples) for _ in sample["captions"]]
