@@ -1,4 +1,4 @@
-"""The Fwd2Bot that a recipe describes: on a backbone from a folder or the Hub, whole or quantised, new or gone on from."""
+"""The Fwd2Bot that a recipe describes: on a backbone from a folder or the Hub, whole or quantised, new or trained."""
 
 from typing import Any
 

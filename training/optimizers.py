@@ -97,13 +97,10 @@ def parameter_groups(
         ),
     ]
     for role, rate in (learning_rates or {}).items():
-        chosen = {
-            id(value) for name, value in model.named_parameters() if value.requires_grad and role_of(name) == role
-        }
+        of_role = [value for name, value in model.named_parameters() if role_of(name) == role]
+        chosen = {id(parameter) for parameter in of_role if parameter.requires_grad}
         if not chosen:
-            raise ValueError(
-                f"optimizer.learning_rates has {role}, but nothing of that role trains here; leave it out"
-            )
+            raise ValueError(f"optimizer.learning_rates has {role}, but nothing of that role trains; leave it out")
         own = []
         for group in groups:
             apart = [parameter for parameter in group["params"] if id(parameter) in chosen]

@@ -56,7 +56,7 @@ class Fwd2BotModel:
     dtype: str = "float32"  # of the frozen weights, one of DTYPES; what trains is in float32
     quantization: str | None = None  # "4bit" or "8bit": the frozen weights by bitsandbytes (QLoRA)
     lora_rank: int = 48
-    # Arguments of peft.LoraConfig instead (r, lora_alpha, target_modules, ...), for both stages or {compress, generate}.
+    # Instead: arguments of peft.LoraConfig (r, lora_alpha, ...), for both stages or as {compress: ..., generate: ...}.
     adapters: dict[str, Any] = field(default_factory=dict)
     train_connector: bool = False  # the backbone's own projector trains as well
     num_summary_tokens: int = 16
@@ -152,8 +152,8 @@ class ContrastiveRecipe:
 
     loss: str | None = None  # "infonce" or "sigmoid"; null: that of model.init_from, and infonce for a new model
     gather: bool = True  # over the batches of all processes, with gradients; false: each process over its own
-    # Samples in one forward and backward pass; the batch of the loss stays per_device_train_batch_size (gradient caching,
-    # which runs every chunk twice). null: the whole batch at once.
+    # Samples in one forward and backward pass; the batch of the loss stays per_device_train_batch_size (gradient
+    # caching, which runs every chunk twice). null: the whole batch at once.
     chunk_size: int | None = None
 
     def __post_init__(self):
@@ -177,7 +177,7 @@ class OptimizerRecipe:
         unknown = sorted(set(self.learning_rates) - set(ROLES))
         if unknown:
             raise ValueError(
-                f"unknown key {', '.join(unknown)} in optimizer.learning_rates; the allowed ones are {', '.join(ROLES)}"
+                f"unknown key {', '.join(unknown)} in optimizer.learning_rates; allowed are {', '.join(ROLES)}"
             )
 
 

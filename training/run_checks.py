@@ -1,4 +1,4 @@
-"""What is checked before the first step: the folder, combinations that cannot be, and whether a run goes on as it began."""
+"""What is checked before the first step: the folder, impossible combinations, whether a run goes on as it began."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -54,8 +54,8 @@ def check_recipe(recipe: Recipe, args: TrainingArguments) -> None:
     chunk, batch = recipe.contrastive.chunk_size, args.per_device_train_batch_size
     if chunk is not None and chunk > batch:
         raise ValueError(
-            f"contrastive.chunk_size is {chunk}, but a batch has training.per_device_train_batch_size={batch} samples. "
-            "Give at most that, or null for the whole batch at once"
+            f"contrastive.chunk_size is {chunk}, but a batch has training.per_device_train_batch_size={batch} "
+            "samples. Give at most that, or null for the whole batch at once"
         )
     if recipe.contrastive.loss is not None and recipe.model.trained_stage == "generate":
         raise ValueError(
