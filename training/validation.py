@@ -70,7 +70,7 @@ def figure_names(samples: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def question_of(sample: dict[str, Any]) -> tuple[list[dict[str, Any]], str] | None:
-    """The messages up to a sample's last answer, and that answer; None where there is nothing to ask about pictures."""
+    """The messages up to a sample's last answer, and that answer; None where nothing is asked about pictures."""
     messages = sample["messages"] or []
     last = max((place for place, message in enumerate(messages) if message["role"] == "assistant"), default=None)
     if not last or not sample["images"]:

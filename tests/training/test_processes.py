@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import sample_run
+import tiny
 
 PROGRAM = Path(sample_run.__file__)
+EXACT = ("loss", "grad_norm")  # logged in full
 
 
 def launch(processes: int, **settings) -> list[dict[str, float]]:
@@ -28,7 +30,8 @@ def assert_same_logs(found: list[dict[str, float]], expected: list[dict[str, flo
     for step, (one, other) in enumerate(zip(found, expected, strict=True)):
         assert one.keys() == other.keys()
         for name, value in other.items():
-            assert one[name] == pytest.approx(value, abs=tolerance, rel=tolerance), (step, name)
+            allowed = tolerance if name in EXACT else 2e-4  # the parts of the loss are logged with four digits
+            assert one[name] == pytest.approx(value, abs=allowed, rel=tolerance), (step, name)
 
 
 def test_two_processes_log_what_one_logs(tmp_path):
@@ -38,7 +41,7 @@ def test_two_processes_log_what_one_logs(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"accumulation": 2}, {"chunk": 1, "gradient_checkpointing": True}])
+@pytest.mark.parametrize("options", [{}, {"accumulation": 2}, {"chunk": 1, tiny.CHECKPOINTING: True}])
 def test_two_processes_log_what_one_logs_over_twenty_steps(tmp_path, options):
     plain = {name: value for name, value in options.items() if name == "accumulation"}
     expected = sample_run.run(output_dir=str(tmp_path / "one"), batch=8, steps=20, **plain)

@@ -3,6 +3,7 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
+from tiny import CHECKPOINTING
 from tiny_recipes import write_backbone_recipe, write_fwd2bot_recipe, write_several_recipe
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -148,7 +149,7 @@ def test_sharded_run_is_refused_by_name(name, flag, backbone_run, monkeypatch):
 
 def test_run_in_chunks_has_the_losses_of_whole_batches(fwd2bot_run, tmp_path):
     """Drawn pictures, packed rows, lengths drawn from 1, 2 and 4; a checkpoint may be gone on from in other chunks."""
-    overrides = ["contrastive.chunk_size=3", f"training.output_dir={tmp_path}", "training.gradient_checkpointing=true"]
+    overrides = ["contrastive.chunk_size=3", f"training.output_dir={tmp_path}", f"training.{CHECKPOINTING}=true"]
     trainer = build_trainer(load_recipe(fwd2bot_run[0], overrides))
     trainer.train()
     for found, expected in zip(losses(trainer), fwd2bot_run[2], strict=True):
