@@ -12,6 +12,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, TrainingA
 from transformers.utils import logging
 
 from .backbone import build_backbone, build_processor
+from .check import check
 from .collator import BackboneCollator, Fwd2BotCollator
 from .data import CaptionedRows, Packer, TrainingRows, draw_pictures
 from .recipe import Recipe, load_recipe
@@ -30,10 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "recipe", help="a YAML file, or one of the package: backbone.yaml, fwd2bot.yaml, fwd2bot_several.yaml"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.max_steps=100")
+    parser.add_argument("--check", action="store_true", help="look at a sample of everything, and train nothing")
     options = parser.parse_args(arguments)
     logging.set_verbosity_info()
     try:
         recipe = load_recipe(options.recipe, options.overrides)
+        if options.check:
+            return check(recipe)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     folder = train(recipe)

@@ -77,8 +77,8 @@ class SourceMixture(torch.utils.data.Dataset):
 
     A table's rows come once an epoch, in a new order each time. A sample of a table is a pure function of `(seed, i)`,
     so a DataLoader may skip what a resumed run has seen without reading it. A stream must be read in order, by a
-    sequential sampler: as accelerate gives the batches to the processes of a run (batch `b` to process `b % processes`,
-    there one after the other to the workers), each worker reads a part of the stream, and one that starts later skips
+    sequential sampler: as accelerate gives the batches to the processes of a run (batch `b` to `b % processes`), there
+    one after the other to its workers), each worker reads a part of the stream, and one that starts later skips
     forward in its part without decoding pictures.
 
     A broken picture or a malformed row is logged with its key and reason, counted (once per worker), and the row after
@@ -87,7 +87,7 @@ class SourceMixture(torch.utils.data.Dataset):
 
     Args:
         sources: in the order of `data.sources`.
-        prepare: makes of a sample as read, and a source of chance, that for the collator, or None; may raise ValueError.
+        prepare: of a sample as read, and a source of chance, makes the one for the collator, or None, or raises.
         length: samples of the whole run, over all processes.
         batch_size: samples of one process in one batch. processes: of the run; default: the environment's WORLD_SIZE.
 
