@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..source_recipe import SourceRecipe, SourcesData
 from .rows import MalformedRowError, RowReader
-from .tables import open_images, open_table, rows_of
+from .tables import first_row, open_images, open_table, rows_of
 
 logger = logging.get_logger(__name__)
 
@@ -36,10 +36,7 @@ class Source:
         self.recipe = recipe
         self.table = open_table(recipe)
         self.read = RowReader(recipe, open_images(recipe))
-        first = next(rows_of(self.table), None) if self.streamed else self.table[0]
-        if first is None:
-            raise ValueError(f"data.sources[{recipe.name!r}] is empty: {recipe.path} streams no row")
-        self.read.check(first)
+        self.read.check(first_row(self.table, recipe))
 
     @property
     def streamed(self) -> bool:
