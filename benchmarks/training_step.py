@@ -3,16 +3,16 @@
     python benchmarks/training_step.py [--size small|7b] [--batch 8] [--chunk N] [--repetitions 7] [--profile]
 
 - step: `ChunkedStep` over a batch (an image, a caption and a conversation for each sample) and the optimiser's step;
-- parts: the bare backbone with one PEFT LoRA, forward and backward, on the same tokens: once on the rows of the compress
-  pass (images and captions, with queries), once on those of the generate pass (k tokens for an image), and the
-  optimiser's step on its one adapter. Both in turn, medians of the repetitions;
+- parts: the bare backbone with one PEFT LoRA, forward and backward, on the same tokens: once on the rows of the
+  compress pass (images and captions, with queries), once on those of the generate pass (k tokens for an image); and
+  the optimiser's step on its one adapter. Both in turn, medians of the repetitions;
 - plain LoRA: the bare backbone trained on the same conversations with all image tokens, for its memory.
 
 Each is measured for memory in a process of its own: beyond the weights, the resident set's peak on the CPU, the
 allocator's on CUDA. `small` has random weights in float32 (64 image tokens); `7b` the sizes of LLaVA-1.5-7B in
-bfloat16, with 576 image tokens and gradient checkpointing, and wants 80 GB. On CUDA also: the floating point operations
-of a step as torch counts them beside a large matrix product timed in the same run; and with `--largest` the largest
-batch, doubled until memory ends, without and with chunks of `--chunk` samples.
+bfloat16, with 576 image tokens and gradient checkpointing, and wants 80 GB. On CUDA also: the floating point
+operations of a step as torch counts them beside a large matrix product timed in the same run; and with `--largest`
+the largest batch, doubled until memory ends, without and with chunks of `--chunk` samples.
 """
 
 import argparse

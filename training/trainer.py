@@ -173,7 +173,8 @@ class Fwd2BotTrainer(StageTrainer):
         validation: its figures join those of every evaluation, as `eval_accuracy` and so on.
 
     Raises:
-        ValueError: for several GPUs in one process, or labels that are to be averaged process by process.
+        ValueError: for several GPUs in one process, torch.compile, or labels that are to be averaged process by
+            process.
     """
 
     def __init__(
@@ -191,6 +192,11 @@ class Fwd2BotTrainer(StageTrainer):
             raise ValueError(
                 f"this one process sees {self.args.n_gpu} GPUs and would use one. Start one process for each, with "
                 "accelerate launch --num_processes N -m fwd2bot.training.train, or choose one: CUDA_VISIBLE_DEVICES=0"
+            )
+        if self.args.torch_compile:
+            raise ValueError(
+                "training.torch_compile is for a model with one forward pass, and a step here has many, of changing "
+                "shapes. Leave it out"
             )
         if not self.args.average_tokens_across_devices and self.args.world_size > 1:
             raise ValueError(
