@@ -24,6 +24,7 @@ from .chunked import ChunkedStep, as_batch, count_labels
 from .gathering import average_gradients, gather_counts, world_size
 from .optimizers import build_optimizer
 from .recipe import TRAINED_STAGES, OptimizerRecipe
+from .sharding import is_sharded
 from .sources import SourceMixture
 from .validation import Validation
 
@@ -49,7 +50,7 @@ class StageTrainer(Trainer):
             if enabled:
                 raise NotImplementedError(
                     f"{type(self).__name__} cannot save or resume weights that {name} shards. Switch {name} off: runs "
-                    "in one process and DDP runs work."
+                    "in one process and DDP runs work, and with model.shard the latter divide the frozen weights."
                 )
         self.optimizer_recipe = optimizer_recipe or OptimizerRecipe()
         self._parts: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -273,8 +274,8 @@ class Fwd2BotTrainer(StageTrainer):
 
 
 def holds_adapters_alone(model: torch.nn.Module) -> bool:
-    """Whether checkpoints of a model leave its backbone out: a quantised one could not be saved as it came."""
-    return hasattr(model, "backbone") and is_quantized(model.backbone)
+    """Whether checkpoints of a model leave its backbone out: a quantised or sharded one is not here as it came."""
+    return hasattr(model, "backbone") and (is_quantized(model.backbone) or is_sharded(model))
 
 
 def load_strictly(model: torch.nn.Module, folder: Path) -> None:
