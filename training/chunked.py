@@ -134,8 +134,8 @@ class _Part:
 
 
 def _idle_pass(model: Fwd2BotForConditionalGeneration, stage: str) -> torch.Tensor:
-    """A pass over one token, for the collective operations in it: zero, with a graph."""
-    ids = torch.full((1, 2), model.generation_config.pad_token_id or 0, device=model.device)
+    """A pass over two tokens, for the collective operations in it: zero, with a graph."""
+    ids = torch.full((1, 2), model._pad_token_id, device=model.device)
     if stage == "generate":
         return 0 * model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.sum()
     return 0 * model(compress_input_ids=ids, compress_attention_mask=torch.ones_like(ids)).image_embeds.sum()
@@ -147,10 +147,18 @@ class ChunkedStep:
     Args:
         model: in training mode it gets a drawn length for each image, else the configured one for all.
         gather: whether the contrastive loss is over the batches of all processes, or over that of each by itself.
+
+    Raises:
+        ValueError: for a sharded model without gathering.
     """
 
     def __init__(self, model: Fwd2BotForConditionalGeneration, gather: bool = True):
         self.model, self.gather, self.sharded = model, gather, is_sharded(model)
+        if self.sharded and not gather:
+            raise ValueError(
+                "contrastive.gather is false, but with model.shard all processes run the same passes, so that they "
+                "share one contrastive batch. Leave contrastive.gather out"
+            )
 
     def __call__(
         self,
