@@ -196,3 +196,20 @@ def test_evaluation_needs_no_gradient_and_is_at_the_configured_length(processor)
     texts = torch.cat([model.embed(**chunk) for chunk in collated["text_chunks"]])
     expected = model.contrastive_loss(images[None], texts[None], collated["text_image"], collated["text_image_mask"])
     torch.testing.assert_close(losses.contrastive, expected.detach(), **EXACT)
+
+
+@pytest.mark.slow
+def test_batch_of_1024_in_small_chunks_has_the_gradient_of_large_ones(processor):
+    model = training_model(summary_lengths=[1, 4])
+    images = processor.process_images(tiny.pictures(1024))
+    texts = processor.process_texts([f"caption {number}" for number in range(1024)])
+
+    def cut(size: int) -> dict:
+        places = range(0, 1024, size)
+        return {
+            "chunks": [{f"compress_{name}": value[i : i + size] for name, value in images.items()} for i in places],
+            "text_chunks": [{name: value[i : i + size] for name, value in texts.items()} for i in places],
+            "text_image": torch.arange(1024),
+        }
+
+    assert_same(chunked(model, cut(16))[1], chunked(model, cut(512))[1], **EXACT)
