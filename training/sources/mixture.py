@@ -55,18 +55,27 @@ class Source:
         """
         epoch = 0
         while True:
-            stream, by_files = self.table, self.table.num_shards >= parts
-            if by_files and parts > 1:
-                stream = stream.shard(num_shards=parts, index=part)
-            # with parts by row, all parts must see one order, so the seed does not depend on the part
-            stream = stream.shuffle(seed=_seed(seed, epoch), buffer_size=self.recipe.shuffle_buffer)
-            number = -1
-            for number, row in enumerate(rows_of(stream)):
-                if by_files or number % parts == part:
-                    yield number, row
-            if number < 0:
+            number = None
+            for number, row in self.epoch(_seed(seed, epoch), part, parts):
+                yield number, row
+            if number is None:
                 raise ValueError(f"data.sources[{self.recipe.name!r}]: part {part} of {parts} of the stream is empty")
             epoch += 1
+
+    def epoch(self, seed: int, part: int = 0, parts: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows of one part once, with their numbers, in the order of a seed."""
+        if not self.streamed:
+            for number in _permutation(len(self), seed)[part::parts].tolist():
+                yield number, self.table[number]
+            return
+        stream, by_files = self.table, self.table.num_shards >= parts
+        if by_files and parts > 1:
+            stream = stream.shard(num_shards=parts, index=part)
+        # with parts by row all parts must see one order, so the seed does not depend on the part
+        stream = stream.shuffle(seed=seed, buffer_size=self.recipe.shuffle_buffer)
+        for number, row in enumerate(rows_of(stream)):
+            if by_files or number % parts == part:
+                yield number, row
 
 
 class SourceMixture(torch.utils.data.Dataset):
