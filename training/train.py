@@ -14,6 +14,7 @@ from transformers.utils import logging
 from fwd2bot import Fwd2BotProcessor
 
 from .backbone import build_backbone, build_processor
+from .check import check
 from .collator import BackboneCollator, Fwd2BotCollator
 from .data import CaptionedRows, Packer, TrainingRows, draw_pictures
 from .fwd2bot_model import build_fwd2bot
@@ -34,10 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "recipe", help="a YAML file, or one of the package: backbone.yaml, fwd2bot.yaml, fwd2bot_several.yaml"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.max_steps=100")
+    parser.add_argument("--check", action="store_true", help="look at a sample of everything, and train nothing")
     options = parser.parse_args(arguments)
     logging.set_verbosity_info()
     try:
         recipe = load_recipe(options.recipe, options.overrides)
+        if options.check:
+            return check(recipe)
         trainer = build_trainer(recipe)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..source_recipe import SourceRecipe, SourcesData
 from .rows import MalformedRowError, RowReader
-from .tables import open_images, open_table, rows_of
+from .tables import first_row, open_images, open_table, rows_of
 
 logger = logging.get_logger(__name__)
 
@@ -36,10 +36,7 @@ class Source:
         self.recipe = recipe
         self.table = open_table(recipe)
         self.read = RowReader(recipe, open_images(recipe))
-        first = next(rows_of(self.table), None) if self.streamed else self.table[0]
-        if first is None:
-            raise ValueError(f"data.sources[{recipe.name!r}] is empty: {recipe.path} streams no row")
-        self.read.check(first)
+        self.read.check(first_row(self.table, recipe))
 
     @property
     def streamed(self) -> bool:
@@ -77,8 +74,8 @@ class SourceMixture(torch.utils.data.Dataset):
 
     A table's rows come once an epoch, in a new order each time. A sample of a table is a pure function of `(seed, i)`,
     so a DataLoader may skip what a resumed run has seen without reading it. A stream must be read in order, by a
-    sequential sampler: as accelerate gives the batches to the processes of a run (batch `b` to process `b % processes`,
-    there one after the other to the workers), each worker reads a part of the stream, and one that starts later skips
+    sequential sampler: as accelerate gives the batches to the processes of a run (batch `b` to `b % processes`), there
+    one after the other to its workers), each worker reads a part of the stream, and one that starts later skips
     forward in its part without decoding pictures.
 
     A broken picture or a malformed row is logged with its key and reason, counted (once per worker), and the row after
@@ -87,7 +84,7 @@ class SourceMixture(torch.utils.data.Dataset):
 
     Args:
         sources: in the order of `data.sources`.
-        prepare: makes of a sample as read, and a source of chance, that for the collator, or None; may raise ValueError.
+        prepare: of a sample as read, and a source of chance, makes the one for the collator, or None, or raises.
         length: samples of the whole run, over all processes.
         batch_size: samples of one process in one batch. processes: of the run; default: the environment's WORLD_SIZE.
 

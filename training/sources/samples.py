@@ -17,12 +17,11 @@ class SamplePreparer:
     """Prepares samples as `RowReader` reads them; called in the workers of the DataLoader.
 
     A caption of fewer than `contrastive_max_tokens` tokens goes to the contrastive side, another is learnt word by
-    word as the answer to one of `caption_prompts`; with null both. A source of use `ar` has all its captions learnt, one of
-    use `contrastive` only gives those of the contrastive side. Of several captions `captions_per_image` are drawn for
-    the contrastive side and one to be learnt.
+    word, as the answer to one of `caption_prompts`; with null each goes to both. A source of use `ar` has all its
+    captions learnt, one of use `contrastive` only gives those of the contrastive side. Of several captions
+    `captions_per_image` are drawn for the contrastive side and one to be learnt.
 
     Args:
-        uses: the use of each source, by its name.
         encoder: of the backbone's chat template.
     """
 

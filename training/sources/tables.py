@@ -4,12 +4,12 @@ import glob
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
-from datasets.exceptions import DatasetGenerationError
 
 from ..source_recipe import SourceRecipe
 from .rows import MalformedRowError
@@ -35,29 +35,48 @@ def open_table(recipe: SourceRecipe) -> Dataset | IterableDataset:
         FileNotFoundError: nothing lies at the path.
         ValueError: naming the source, for an empty table, a split that is not there, or files that cannot be read.
     """
-    where = f"data.sources[{recipe.name!r}]"
+    with reading(recipe):
+        table = _undecoded(_open(recipe.path, _name(recipe), recipe))
+    if isinstance(table, Dataset) and len(table) == 0:
+        raise ValueError(f"{_name(recipe)} is empty: {recipe.path} has no rows in split {recipe.split!r}")
+    return table
+
+
+def first_row(table: Dataset | IterableDataset, recipe: SourceRecipe) -> dict[str, Any]:
+    """The first row of a source, with the errors of `open_table`."""
+    with reading(recipe):
+        row = table[0] if isinstance(table, Dataset) else next(rows_of(table), None)
+    if row is None:
+        raise ValueError(f"{_name(recipe)} is empty: {recipe.path} streams no row")
+    return row
+
+
+@contextmanager
+def reading(recipe: SourceRecipe) -> Iterator[None]:
+    """Errors of `datasets` and of the files become a ValueError that names the source."""
     try:
-        table = _open(recipe.path, where, recipe)
-        if isinstance(table, Dataset) and len(table) == 0:
-            raise ValueError(f"{where} is empty: {recipe.path} has no rows in split {recipe.split!r}")
-        return _undecoded(table)
-    except (DatasetGenerationError, OSError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, FileNotFoundError) and str(error).startswith(where):
+        yield
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        if str(error).startswith(_name(recipe)):
             raise
-        reason = str(error.__cause__ or error).strip().splitlines()
-        raise ValueError(f"{where}.path {recipe.path} cannot be read: {reason[0] if reason else error!r}") from error
+        reason = (str(error.__cause__ or error).strip() or repr(error)).splitlines()[0]
+        if "corresponds to no data" in reason:
+            raise ValueError(f"{_name(recipe)} is empty: {recipe.path} has no rows") from error
+        raise ValueError(f"{_name(recipe)}.path {recipe.path} cannot be read: {reason}") from error
 
 
 def open_images(recipe: SourceRecipe) -> "ImageTable | ImageFolder":
     """Where the images of a source's rows are found."""
-    where = f"data.sources[{recipe.name!r}].images"
+    where = f"{_name(recipe)}.images"
     if recipe.images is None or os.path.isdir(recipe.images):
         return ImageFolder(recipe.images)
     if not any(character in recipe.images for character in "*?[") and not os.path.exists(recipe.images):
         raise FileNotFoundError(
             f"{where} is {recipe.images!r}, which is not there; give a folder, or a table of images"
         )
-    return ImageTable(_undecoded(_open(recipe.images, where)), recipe, where)
+    with reading(recipe):
+        table = _undecoded(_open(recipe.images, where))
+    return ImageTable(table, recipe, where)
 
 
 class ImageFolder:
@@ -114,6 +133,10 @@ def rows_of(stream: IterableDataset) -> Iterator[dict[str, Any]]:
         yield {name: values[0] for name, values in batch.items()}
 
 
+def _name(recipe: SourceRecipe) -> str:
+    return f"data.sources[{recipe.name!r}]"
+
+
 def _content(image: Any) -> bytes | str:
     if isinstance(image, dict):
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
@@ -133,7 +156,7 @@ def _open(path: str, where: str, recipe: SourceRecipe | None = None) -> Dataset 
         table = _split(datasets.load_from_disk(path), split, where)
         return table.to_iterable_dataset() if streaming else table
     if folder.is_dir():
-        return _load(path, where, split, streaming)
+        return _load(path, split, streaming)
     builder = _builder(path)
     if builder is not None:
         files: str | list[str] = path
@@ -148,15 +171,12 @@ def _open(path: str, where: str, recipe: SourceRecipe | None = None) -> Dataset 
             f"{where}.path is {path!r}, which is no file or folder and no Hub id (owner/name); files end in "
             f"{', '.join(BUILDERS)}, a folder holds such files or was saved by datasets"
         )
-    return _load(path, where, split, streaming, recipe)
+    return _load(path, split, streaming, recipe)
 
 
-def _load(path: str, where: str, split: str, streaming: bool, recipe: SourceRecipe | None = None) -> Any:
+def _load(path: str, split: str, streaming: bool, recipe: SourceRecipe | None = None) -> Any:
     name, revision = (None, None) if recipe is None else (recipe.subset, recipe.revision)
-    try:
-        return datasets.load_dataset(path, name=name, split=split, revision=revision, streaming=streaming)
-    except ValueError as error:  # an unknown split or configuration; datasets lists the ones that are there
-        raise ValueError(f"{where}.path {path}: {str(error).strip()}") from error
+    return datasets.load_dataset(path, name=name, split=split, revision=revision, streaming=streaming)
 
 
 def _split(table: Dataset | DatasetDict, split: str, where: str) -> Dataset:
