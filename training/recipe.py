@@ -14,7 +14,7 @@ import yaml
 from fwd2bot.configuration_fwd2bot import CONTRASTIVE_LOSSES
 
 from .scenes import SEVERAL_KINDS
-from .source_recipe import SourcesData, for_backbone
+from .source_recipe import SourceRecipe, SourcesData, for_backbone
 
 KINDS = ("backbone", "fwd2bot")
 RECIPES = Path(__file__).parent / "recipes"
@@ -164,6 +164,24 @@ class ContrastiveRecipe:
 
 
 @dataclass
+class ValidationRecipe:
+    """Samples on which a run is judged by generation: eval_accuracy of answers, eval_recall@1 (5, 10) of captions."""
+
+    sources: list[SourceRecipe] = field(default_factory=list)  # as in data.sources; none: no validation
+    samples: int = 256  # at most
+    num_summary_tokens: int | None = None  # null: model.num_summary_tokens
+    max_new_tokens: int = 32
+    patience: int | None = None  # evaluations without a better training.metric_for_best_model, then the run stops
+    show_steps: int | None = None  # every so many steps: answers and a retrieval sheet under samples/
+
+    def __post_init__(self):
+        for name in ("samples", "max_new_tokens", "num_summary_tokens", "patience", "show_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"validation.{name} is {value}; give 1 or more")
+
+
+@dataclass
 class OptimizerRecipe:
     name: str = "muon"  # muon: Muon on the hidden matrices and AdamW on the rest; adamw: AdamW on all
     learning_rate: float = 0.002
@@ -194,6 +212,7 @@ class Recipe:
     # not the one that it was made with.
     resume: bool | str = True
     contrastive: ContrastiveRecipe = field(default_factory=ContrastiveRecipe)
+    validation: ValidationRecipe = field(default_factory=ValidationRecipe)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -228,7 +247,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         "optimizer": OptimizerRecipe,
     }
     if kind == "fwd2bot":
-        parts["contrastive"] = ContrastiveRecipe
+        parts |= {"contrastive": ContrastiveRecipe, "validation": ValidationRecipe}
     resume = values.pop("resume", True)
     if resume not in (True, False, "anyway"):
         raise ValueError(f"resume is {resume!r}; use true, false or anyway")

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, LlavaForConditionalGeneration, TrainingArguments, set_seed
+from transformers import (
+    AutoProcessor,
+    EarlyStoppingCallback,
+    LlavaForConditionalGeneration,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.utils import logging
 
 from fwd2bot import Fwd2BotProcessor
@@ -20,11 +26,13 @@ from .data import CaptionedRows, Packer, TrainingRows, draw_pictures
 from .fwd2bot_model import build_fwd2bot
 from .recipe import Recipe, load_recipe
 from .run_checks import check_folder, check_recipe, check_same_run
+from .samples import SampleCallback
 from .scenes import corpus
 from .source_recipe import SourcesData
 from .sources import SourceBackboneCollator, SourceCollator, open_sources, run_mixture, texts_of
 from .tokenizer import train_tokenizer
 from .trainer import BackboneTrainer, Fwd2BotTrainer, StageTrainer, newest_checkpoint
+from .validation_data import validation_of
 
 logger = logging.get_logger(__name__)
 
@@ -147,16 +155,24 @@ def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
     else:
         rows = run_mixture(sources, recipe.data, processor, args)
         collator = SourceCollator(processor, recipe.contrastive.chunk_size, with_texts)
-    return Fwd2BotTrainer(
+    validation = validation_of(recipe, processor, args)
+    trainer = Fwd2BotTrainer(
         model=model,
         args=args,
         train_dataset=rows,
+        eval_dataset=validation.samples if validation else None,
         data_collator=collator,
         processing_class=processor,
         optimizer_recipe=recipe.optimizer,
         trained_stage=recipe.model.trained_stage,
         gather=recipe.contrastive.gather,
+        validation=validation,
     )
+    if recipe.validation.patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(recipe.validation.patience))
+    if validation is not None and recipe.validation.show_steps is not None:
+        trainer.add_callback(SampleCallback(trainer, validation, recipe.validation.show_steps))
+    return trainer
 
 
 def _pictures(recipe: Recipe, args: TrainingArguments):

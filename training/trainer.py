@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from fwd2bot.adapter_checkpoint_fwd2bot import OWN_WEIGHTS, fill_adapters, read_adapters
@@ -24,6 +25,7 @@ from .gathering import average_gradients, gather_counts, world_size
 from .optimizers import build_optimizer
 from .recipe import TRAINED_STAGES, OptimizerRecipe
 from .sources import SourceMixture
+from .validation import Validation
 
 logger = logging.get_logger(__name__)
 
@@ -168,12 +170,20 @@ class Fwd2BotTrainer(StageTrainer):
     Args:
         trained_stage: "both", or "generate" for the adapter of that stage alone.
         gather: whether the contrastive loss is over the batches of all processes.
+        validation: its figures join those of every evaluation, as `eval_accuracy` and so on.
 
     Raises:
         ValueError: for several GPUs in one process, or labels that are to be averaged process by process.
     """
 
-    def __init__(self, *args: Any, trained_stage: str = "both", gather: bool = True, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        trained_stage: str = "both",
+        gather: bool = True,
+        validation: Validation | None = None,
+        **kwargs: Any,
+    ):
         if trained_stage not in TRAINED_STAGES:
             raise ValueError(f"trained_stage is {trained_stage!r}; choose one of {', '.join(TRAINED_STAGES)}")
         super().__init__(*args, **kwargs)
@@ -187,7 +197,7 @@ class Fwd2BotTrainer(StageTrainer):
                 "training.average_tokens_across_devices is false, but the mean over the labels is always that over "
                 "all processes here. Leave it out"
             )
-        self.trained_stage = trained_stage
+        self.trained_stage, self.validation = trained_stage, validation
         self._step = ChunkedStep(self.accelerator.unwrap_model(self.model), gather)
         self._place = (-1, 0)  # the optimiser step, and the batch in it
 
@@ -237,6 +247,14 @@ class Fwd2BotTrainer(StageTrainer):
         count = self._get_num_items_in_batch([inputs], self.args.device)
         with torch.no_grad():
             return self._step(as_batch(inputs), count).total, None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """The loss, and the figures of `validation`."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.validation is not None:
+            figures = self.validation(self._step.model)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+        return output
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """Labels of all batches of an optimiser step, on all processes; 1 where there are none."""
