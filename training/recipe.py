@@ -11,8 +11,10 @@ from typing import Any
 
 import yaml
 
+from fwd2bot.configuration_fwd2bot import CONTRASTIVE_LOSSES
+
 from .scenes import SEVERAL_KINDS
-from .source_recipe import SourcesData, for_backbone
+from .source_recipe import SourceRecipe, SourcesData, for_backbone
 
 KINDS = ("backbone", "fwd2bot")
 RECIPES = Path(__file__).parent / "recipes"
@@ -40,6 +42,9 @@ class BackboneModel:
 
 
 TRAINED_STAGES = ("both", "generate")
+DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("4bit", "8bit")
+ROLES = ("adapters", "queries", "projector", "logit_scale", "connector")  # that have a learning rate of their own
 
 
 @dataclass
@@ -47,7 +52,13 @@ class Fwd2BotModel:
     """The backbone to wrap, and what is put around it."""
 
     backbone: str = "runs/backbone/final"
+    backbone_revision: str | None = None  # branch, tag or commit of a backbone from the Hub
+    dtype: str = "float32"  # of the frozen weights, one of DTYPES; what trains is in float32
+    quantization: str | None = None  # "4bit" or "8bit": the frozen weights by bitsandbytes (QLoRA)
     lora_rank: int = 48
+    # Instead: arguments of peft.LoraConfig (r, lora_alpha, ...), for both stages or as {compress: ..., generate: ...}.
+    adapters: dict[str, Any] = field(default_factory=dict)
+    train_connector: bool = False  # the backbone's own projector trains as well
     num_summary_tokens: int = 16
     summary_lengths: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
     attn_implementation: str = "sdpa"
@@ -58,10 +69,22 @@ class Fwd2BotModel:
     trained_stage: str = "both"
 
     def __post_init__(self):
-        if self.trained_stage not in TRAINED_STAGES:
+        quantizations = (*QUANTIZATIONS, None)
+        for name, allowed in (
+            ("trained_stage", TRAINED_STAGES),
+            ("dtype", DTYPES),
+            ("quantization", quantizations),
+        ):
+            if getattr(self, name) not in allowed:
+                listed = ", ".join("null" if value is None else value for value in allowed)
+                raise ValueError(f"model.{name} is {getattr(self, name)!r}; choose one of {listed}")
+        if self.quantization and self.train_connector:
             raise ValueError(
-                f"model.trained_stage is {self.trained_stage!r}; choose one of {', '.join(TRAINED_STAGES)}"
+                f"model.train_connector cannot be with model.quantization={self.quantization}: checkpoints of a "
+                "quantised backbone hold adapters alone, and would lose the connector. Leave one of them out"
             )
+        if self.train_connector and self.trained_stage != "both":
+            raise ValueError("model.train_connector changes every summary; train both stages with it")
         if self.trained_stage == "generate" and not self.init_from:
             raise ValueError(
                 "model.trained_stage is generate, which learns from summaries that are good already; name the trained "
@@ -124,6 +147,41 @@ class Fwd2BotData(BackboneData):
 
 
 @dataclass
+class ContrastiveRecipe:
+    """The contrastive side of a Fwd2Bot's training."""
+
+    loss: str | None = None  # "infonce" or "sigmoid"; null: that of model.init_from, and infonce for a new model
+    gather: bool = True  # over the batches of all processes, with gradients; false: each process over its own
+    # Samples in one forward and backward pass; the batch of the loss stays per_device_train_batch_size (gradient
+    # caching, which runs every chunk twice). null: the whole batch at once.
+    chunk_size: int | None = None
+
+    def __post_init__(self):
+        if self.loss not in (None, *CONTRASTIVE_LOSSES):
+            raise ValueError(f"contrastive.loss is {self.loss!r}; choose one of {', '.join(CONTRASTIVE_LOSSES)}")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"contrastive.chunk_size is {self.chunk_size}; give 1 or more samples, or null for all")
+
+
+@dataclass
+class ValidationRecipe:
+    """Samples on which a run is judged by generation: eval_accuracy of answers, eval_recall@1 (5, 10) of captions."""
+
+    sources: list[SourceRecipe] = field(default_factory=list)  # as in data.sources; none: no validation
+    samples: int = 256  # at most
+    num_summary_tokens: int | None = None  # null: model.num_summary_tokens
+    max_new_tokens: int = 32
+    patience: int | None = None  # evaluations without a better training.metric_for_best_model, then the run stops
+    show_steps: int | None = None  # every so many steps: answers and a retrieval sheet under samples/
+
+    def __post_init__(self):
+        for name in ("samples", "max_new_tokens", "num_summary_tokens", "patience", "show_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"validation.{name} is {value}; give 1 or more")
+
+
+@dataclass
 class OptimizerRecipe:
     name: str = "muon"  # muon: Muon on the hidden matrices and AdamW on the rest; adamw: AdamW on all
     learning_rate: float = 0.002
@@ -131,6 +189,14 @@ class OptimizerRecipe:
     weight_decay: float = 0.0
     momentum: float = 0.95
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    learning_rates: dict[str, float] = field(default_factory=dict)  # instead, of some of ROLES: {queries: 0.001}
+
+    def __post_init__(self):
+        unknown = sorted(set(self.learning_rates) - set(ROLES))
+        if unknown:
+            raise ValueError(
+                f"unknown key {', '.join(unknown)} in optimizer.learning_rates; allowed are {', '.join(ROLES)}"
+            )
 
 
 @dataclass
@@ -142,7 +208,11 @@ class Recipe:
     data: BackboneData | Fwd2BotData | SourcesData
     optimizer: OptimizerRecipe
     training: dict[str, Any]  # fields of transformers' TrainingArguments
-    resume: bool = True  # go on from the newest complete checkpoint of training.output_dir, if there is one
+    # Go on from the newest complete checkpoint of training.output_dir, if there is one; "anyway": though the recipe is
+    # not the one that it was made with.
+    resume: bool | str = True
+    contrastive: ContrastiveRecipe = field(default_factory=ContrastiveRecipe)
+    validation: ValidationRecipe = field(default_factory=ValidationRecipe)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -176,9 +246,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         "data": SourcesData if from_sources else drawn,
         "optimizer": OptimizerRecipe,
     }
+    if kind == "fwd2bot":
+        parts |= {"contrastive": ContrastiveRecipe, "validation": ValidationRecipe}
     resume = values.pop("resume", True)
-    if not isinstance(resume, bool):
-        raise ValueError(f"resume is {resume!r}; use true or false")
+    if resume not in (True, False, "anyway"):
+        raise ValueError(f"resume is {resume!r}; use true, false or anyway")
     training = values.pop("training", None) or {}
     _check_keys("training", training, _training_fields())
     built = {name: _build(name, part, values.pop(name, None) or {}) for name, part in parts.items()}

@@ -8,19 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, LlavaForConditionalGeneration, TrainingArguments, set_seed
+from transformers import (
+    AutoProcessor,
+    EarlyStoppingCallback,
+    LlavaForConditionalGeneration,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.utils import logging
+
+from fwd2bot import Fwd2BotProcessor
 
 from .backbone import build_backbone, build_processor
 from .check import check
 from .collator import BackboneCollator, Fwd2BotCollator
 from .data import CaptionedRows, Packer, TrainingRows, draw_pictures
+from .fwd2bot_model import build_fwd2bot
 from .recipe import Recipe, load_recipe
+from .run_checks import check_folder, check_recipe, check_same_run
+from .samples import SampleCallback
 from .scenes import corpus
 from .source_recipe import SourcesData
 from .sources import SourceBackboneCollator, SourceCollator, open_sources, run_mixture, texts_of
 from .tokenizer import train_tokenizer
 from .trainer import BackboneTrainer, Fwd2BotTrainer, StageTrainer, newest_checkpoint
+from .validation_data import validation_of
 
 logger = logging.get_logger(__name__)
 
@@ -38,9 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe = load_recipe(options.recipe, options.overrides)
         if options.check:
             return check(recipe)
-    except (ValueError, FileNotFoundError) as error:
+        trainer = build_trainer(recipe)
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
-    folder = train(recipe)
+    folder = run(trainer, recipe)
     print(f"saved {folder}" if folder else "stopped before the last step; the same command goes on from there")
 
 
@@ -50,7 +63,11 @@ def train(recipe: Recipe) -> Path | None:
     Returns the folder of the trained model and its processor, `final` under `training.output_dir`; None if the run was
     stopped before its last step, so that there is only a checkpoint to go on from.
     """
-    trainer = build_trainer(recipe)
+    return run(build_trainer(recipe), recipe)
+
+
+def run(trainer: StageTrainer, recipe: Recipe) -> Path | None:
+    """Train what `build_trainer` made of the recipe; see `train`."""
     output_dir = Path(trainer.args.output_dir)
     checkpoint = newest_checkpoint(output_dir) if recipe.resume else None
     if checkpoint is not None:
@@ -59,17 +76,27 @@ def train(recipe: Recipe) -> Path | None:
     if trainer.state.global_step < trainer.state.max_steps:  # a signal stopped it, see training.enable_jit_checkpoint
         return None
     final = output_dir / "final"
-    trainer.model.save_pretrained(final)
-    trainer.processing_class.save_pretrained(final)
+    trainer.save_final(final)
     return final
 
 
 def build_trainer(recipe: Recipe) -> StageTrainer:
-    """Model, data, collator and trainer of a recipe, ready to run."""
+    """Model, data, collator and trainer of a recipe, ready to run.
+
+    Raises:
+        ValueError: for settings that cannot be together, or a run in this folder that was begun with another recipe.
+        OSError: for a folder that cannot be written.
+    """
     args = training_arguments(recipe.training)
+    check_recipe(recipe, args)
     output_dir = Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
+    with args.main_process_first(local=False):
+        check_folder(output_dir)
+        checkpoint = newest_checkpoint(output_dir) if recipe.resume else None
+        check_same_run(recipe, output_dir, checkpoint)
+        if args.process_index == 0:
+            stored = json.dumps(recipe.to_dict(), indent=2) + "\n"
+            (output_dir / "recipe.json").write_text(stored, encoding="utf-8")
     set_seed(args.seed)
     build = _backbone_stage if recipe.kind == "backbone" else _fwd2bot_stage
     return build(recipe, args)
@@ -81,8 +108,6 @@ def training_arguments(values: dict[str, Any]) -> TrainingArguments:
 
 
 def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
-    from fwd2bot import Fwd2BotProcessor
-
     sources = open_sources(recipe.data) if isinstance(recipe.data, SourcesData) else None
     if recipe.model.init_from:
         processor = AutoProcessor.from_pretrained(recipe.model.init_from)
@@ -115,25 +140,8 @@ def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
 
 
 def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
-    from fwd2bot import Fwd2BotConfig, Fwd2BotForConditionalGeneration, Fwd2BotProcessor
-
     sources = open_sources(recipe.data) if isinstance(recipe.data, SourcesData) else None
-    settings = {"summary_lengths": recipe.model.summary_lengths, **recipe.model.config}
-    if recipe.model.init_from:
-        config = Fwd2BotConfig.from_dict(Fwd2BotConfig.from_pretrained(recipe.model.init_from).to_dict() | settings)
-        model = Fwd2BotForConditionalGeneration.from_pretrained(
-            recipe.model.init_from, config=config, dtype=torch.float32
-        )
-        backbone_processor = Fwd2BotProcessor.from_pretrained(recipe.model.init_from).backbone_processor
-    else:
-        backbone_processor = AutoProcessor.from_pretrained(recipe.model.backbone)
-        model = Fwd2BotForConditionalGeneration.from_backbone(
-            recipe.model.backbone,
-            lora_rank=recipe.model.lora_rank,
-            num_summary_tokens=recipe.model.num_summary_tokens,
-            **settings,
-        )
-    model.set_attn_implementation(recipe.model.attn_implementation)
+    model, backbone_processor = build_fwd2bot(recipe, args.device)
     processor = Fwd2BotProcessor(
         backbone_processor, image_prompt=model.config.image_prompt, text_prompt=model.config.text_prompt
     )
@@ -142,20 +150,29 @@ def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
         several = recipe.data.several
         packer = Packer(processor.tokenizer, 1, (1, *several.pictures) if several.share else (1,))
         rows = CaptionedRows(recipe.data, _pictures(recipe, args), packer)
-        collator = Fwd2BotCollator(processor, recipe.data, recipe.data.row_length, with_texts)
+        chunk_size = recipe.contrastive.chunk_size
+        collator = Fwd2BotCollator(processor, recipe.data, recipe.data.row_length, with_texts, chunk_size)
     else:
         rows = run_mixture(sources, recipe.data, processor, args)
-        chunk_size = getattr(getattr(recipe, "contrastive", None), "chunk_size", None)
-        collator = SourceCollator(processor, chunk_size, with_texts)
-    return Fwd2BotTrainer(
+        collator = SourceCollator(processor, recipe.contrastive.chunk_size, with_texts)
+    validation = validation_of(recipe, processor, args)
+    trainer = Fwd2BotTrainer(
         model=model,
         args=args,
         train_dataset=rows,
+        eval_dataset=validation.samples if validation else None,
         data_collator=collator,
         processing_class=processor,
         optimizer_recipe=recipe.optimizer,
         trained_stage=recipe.model.trained_stage,
+        gather=recipe.contrastive.gather,
+        validation=validation,
     )
+    if recipe.validation.patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(recipe.validation.patience))
+    if validation is not None and recipe.validation.show_steps is not None:
+        trainer.add_callback(SampleCallback(trainer, validation, recipe.validation.show_steps))
+    return trainer
 
 
 def _pictures(recipe: Recipe, args: TrainingArguments):
