@@ -122,10 +122,22 @@ def test_check_of_a_fwd2bot_prints_k_chunks_and_pairs(tmp_path):
     sources = [write_llava(tmp_path), write_captions(tmp_path, streaming=True)]
     options = {"model": fwd2bot_model(tmp_path), "contrastive": {"chunk_size": 2}}
     said = " ".join(printed(write_recipe(tmp_path, *sources, kind="fwd2bot", **options)).split())
-    assert "k is one of [1, 2] for each image, at most 2; the backbone reads 16 image tokens for one" in said
+    assert "k is one of [1, 2] for each image, at most 2" in said and "images of 16 image tokens" in said
     assert "chunks[1].compress_pixel_values" in said and "text_chunks[0].input_ids" in said
     assert "text_image_mask" in said and "pairs are no negatives" in said
     assert "contrastive: photo" in said and " stream " in said
+
+
+def test_check_estimates_by_counts_where_the_weights_do_not_fit(tmp_path, monkeypatch):
+    model = fwd2bot_model(tmp_path) | {"dtype": "bfloat16"}
+    recipe = write_recipe(tmp_path, write_llava(tmp_path), kind="fwd2bot", model=model)
+    backbone = tiny.tiny_backbone()
+    weights = sum(parameter.numel() for parameter in backbone.parameters())
+    assert "one step on cpu" in printed(recipe)
+    monkeypatch.setattr("fwd2bot.training.check.free_memory", lambda device: 2 * weights - 1)
+    (tmp_path / "backbone" / "model.safetensors").unlink()  # it is not loaded
+    said = printed(recipe)
+    assert f"{weights:,}" in said and "by counts" in said and "ASSISTANT:⟦ It is" in said
 
 
 def test_check_names_broken_rows(tmp_path):
