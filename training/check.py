@@ -76,12 +76,14 @@ def check(recipe: Recipe, console: Console | None = None) -> None:
             collator = SourceCollator(processor, recipe.contrastive.chunk_size)
             print_sources(mixture, console)
             batch, reading = first_batch(mixture, collator, args)
+            mixture.close()
             console.print(batch_table(batch, processor.image_token_id))
             console.print(counted_table(recipe, args, batch, frozen, reading))
             return
         trainer = build_trainer(recipe)
         print_sources(trainer.train_dataset, console)
         batch, reading = first_batch(trainer.train_dataset, trainer.data_collator, trainer.args)
+        trainer.train_dataset.close()
         config = trainer.model.config
         console.print(batch_table(batch, config.backbone_config.image_token_id if "chunks" in batch else None))
         if hasattr(config, "summary_lengths"):
@@ -139,6 +141,7 @@ def inspect_source(source: Source, prepare: SamplePreparer, seed: int, count: in
             report.learnt.append(sum(label != IGNORED for label in sample["labels"]))
         if report.example is None:
             report.example = sample
+    rows.close()
     return report
 
 

@@ -123,7 +123,14 @@ class SourceMixture(torch.utils.data.Dataset):
             drawn[block + 1] = np.bincount(self._choices(block), minlength=len(sources))
         self._before = drawn.cumsum(0)  # samples of each source before each block
         self._streams: dict[tuple[int, int, int], _StreamPosition] = {}
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # of each table the epoch that is read, and its order
         self._reported: set[tuple[int, str]] = set()
+
+    def close(self) -> None:
+        """Stop reading streams. Otherwise their threads complain when the interpreter ends."""
+        for at in self._streams.values():
+            at.rows.close()
+        self._streams.clear()
 
     @property
     def streamed(self) -> bool:
@@ -176,7 +183,9 @@ class SourceMixture(torch.utils.data.Dataset):
         source = self.sources[index]
         while True:
             epoch, place = divmod(ordinal, len(source))
-            number = int(_permutation(len(source), _seed(self.data.seed, index, epoch))[place])
+            if self._orders.get(index, (None, None))[0] != epoch:
+                self._orders[index] = epoch, _permutation(len(source), _seed(self.data.seed, index, epoch))
+            number = int(self._orders[index][1][place])
             yield number, source.table[number]
             ordinal += 1
 
@@ -269,6 +278,5 @@ def _draw(seed: int, block: int, bounds: tuple[float, ...]) -> np.ndarray:
     return np.searchsorted(bounds, chance, side="right").clip(max=len(bounds) - 1)
 
 
-@lru_cache(maxsize=16)
 def _permutation(length: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(length)
