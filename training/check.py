@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -146,9 +147,10 @@ def inspect_source(source: Source, prepare: SamplePreparer, seed: int, count: in
 
 
 def sources_table(reports: Sequence[SourceReport], data: SourcesData) -> Table:
-    table = Table(title="sources, by a sample of their rows")
-    for name in ("source", "share", "rows", "read", "broken", "left out", "images", "tokens", "learnt", "captions"):
-        table.add_column(name, justify="left" if name == "source" else "right")
+    table = Table(title="sources, by a sample of their rows", box=SIMPLE, pad_edge=False)
+    table.add_column("source")
+    for name in ("share", "rows", "read", "broken", "left out", "images", "tokens", "learnt", "captions"):
+        table.add_column(name, justify="right", no_wrap=name != "left out")
     weights = {source.name: source.weight for source in data.sources}
     for report in reports:
         table.add_row(
@@ -161,14 +163,17 @@ def sources_table(reports: Sequence[SourceReport], data: SourcesData) -> Table:
             spread(report.images),
             spread(report.tokens),
             spread(report.learnt),
-            f"{report.captions} + {report.negatives} hard negatives" if report.negatives else str(report.captions),
+            f"{report.captions}+{report.negatives}" if report.negatives else str(report.captions),
         )
-    table.caption = "images, tokens (an image is one), learnt tokens: median, largest"
+    table.caption = (
+        "images, tokens (an image is one) and learnt tokens of a sample: median/largest; captions for the contrastive "
+        "side + hard negatives"
+    )
     return table
 
 
 def spread(values: Sequence[int]) -> str:
-    return f"{statistics.median(values):.0f}, {max(values)}" if values else "-"
+    return f"{statistics.median(values):.0f}/{max(values)}" if values else "-"
 
 
 def marked(sample: dict[str, Any], tokenizer: Any) -> Text:
@@ -203,7 +208,7 @@ def first_batch(mixture: SourceMixture, collator: Any, args: TrainingArguments) 
 
 
 def batch_table(batch: dict[str, Any], image_token_id: int | None = None) -> Table:
-    table = Table("tensor", "shape", "of it padding", title="the first batch")
+    table = Table("tensor", "shape", "of it padding", title="the first batch", box=SIMPLE, pad_edge=False)
     for prefix, tensors in parts_of(batch):
         for name, value in tensors.items():
             mask = tensors.get(name.replace("input_ids", "attention_mask"))
@@ -216,13 +221,16 @@ def batch_table(batch: dict[str, Any], image_token_id: int | None = None) -> Tab
         read = [chunk["compress_input_ids"] for chunk in batch["chunks"] if "compress_input_ids" in chunk]
         tokens = sum(int((ids == image_token_id).sum()) for ids in read)
         images = len(batch["image_group"])
-        table.caption = f"{images} images of {tokens / max(images, 1):.0f} image tokens"
+        table.caption = (
+            f"{len(batch['chunks'])} chunk(s) and {len(batch['text_chunks'])} of texts; {images} images of "
+            f"{tokens / max(images, 1):.0f} image tokens"
+        )
     return table
 
 
 def parts_of(batch: dict[str, Any]) -> list[tuple[str, dict[str, torch.Tensor]]]:
-    """The tensors of a batch under the names of its parts; chunks after the first three are left out."""
+    """The tensors of a batch under the names of its parts; chunks after the first two are left out."""
     if "chunks" not in batch:
         return [("", {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)})]
-    parts = [(f"chunks[{index}].", chunk) for index, chunk in enumerate(batch["chunks"][:3])]
-    return parts + [(f"text_chunks[{index}].", chunk) for index, chunk in enumerate(batch["text_chunks"][:3])]
+    parts = [(f"chunks[{index}].", chunk) for index, chunk in enumerate(batch["chunks"][:2])]
+    return parts + [(f"text_chunks[{index}].", chunk) for index, chunk in enumerate(batch["text_chunks"][:2])]

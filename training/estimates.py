@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 import torch
+from rich.box import SIMPLE
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForImageTextToText, TrainingArguments
 
@@ -32,7 +33,7 @@ def measured_table(trainer: Any, batch: dict[str, Any], reading: float) -> Table
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     seconds, kept = one_step(trainer, batch)
-    table = Table("estimate", "", title="memory and time")
+    table = Table("estimate", "", title="memory and time", box=SIMPLE, pad_edge=False)
     table.add_row("parameters", f"{sum(p.numel() for p in everything):,}, of them trained {count(trained):,}")
     table.add_row("weights", size(weights))
     table.add_row("gradients", size(gradients))
@@ -144,7 +145,8 @@ def counted_table(
     )  # forward and backward, weights frozen; chunks run forward twice
     speed = matrix_speed(args.device, getattr(torch, recipe.model.dtype))
     seconds = passes * parameters * tokens / (REACHED * speed) * args.gradient_accumulation_steps
-    table = Table("estimate", "", title="memory and time, by counts: the weights do not fit into the memory here")
+    title = "memory and time, by counts: the weights do not fit into the memory here"
+    table = Table("estimate", "", title=title, box=SIMPLE, pad_edge=False)
     table.add_row("parameters of the backbone", f"{parameters:,}")
     table.add_row("weights of the backbone", size(weights))
     table.add_row(f"free on {args.device}", size(free_memory(args.device)))

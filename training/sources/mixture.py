@@ -133,10 +133,6 @@ class SourceMixture(torch.utils.data.Dataset):
         self._streams.clear()
 
     @property
-    def streamed(self) -> bool:
-        return any(source.streamed for source in self.sources)
-
-    @property
     def num_broken(self) -> dict[str, int]:
         """Broken rows of this process by source, of all its workers."""
         counts = self.broken.sum(0).tolist()
