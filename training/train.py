@@ -28,6 +28,7 @@ from .recipe import Recipe, load_recipe
 from .run_checks import check_folder, check_recipe, check_same_run
 from .samples import SampleCallback
 from .scenes import corpus
+from .sharding import shard_frozen
 from .source_recipe import SourcesData
 from .sources import SourceBackboneCollator, SourceCollator, open_sources, run_mixture, texts_of
 from .tokenizer import train_tokenizer
@@ -142,6 +143,8 @@ def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
 def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
     sources = open_sources(recipe.data) if isinstance(recipe.data, SourcesData) else None
     model, backbone_processor = build_fwd2bot(recipe, args.device)
+    if recipe.model.shard:
+        shard_frozen(model, args.device)
     processor = Fwd2BotProcessor(
         backbone_processor, image_prompt=model.config.image_prompt, text_prompt=model.config.text_prompt
     )

@@ -14,6 +14,8 @@ from fwd2bot.training.source_recipe import SourceRecipe
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    # datasets waits 5 s at the end of every stream
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)
 
 
 def keys(samples):
@@ -63,7 +65,7 @@ def test_stream_is_shared_out_without_overlap_over_processes_and_workers(tmp_pat
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_run_that_begins_later_reads_what_the_undisturbed_one_read_there(tmp_path, streaming, workers):
     """Past the end of an epoch, too, and with broken rows on the way."""
     recipe = write_captions(tmp_path, 30, files=3, streaming=streaming, shuffle_buffer=4)
