@@ -31,6 +31,7 @@ from .answering import (
     scene_rng,
     slices,
 )
+from .commands import command_of
 from .metrics import preference, recall_at_k
 from .recipe import load_sources
 from .scenes import (
@@ -46,7 +47,7 @@ from .scenes import (
     short_caption,
     truth_table,
 )
-from .source_evaluation import check_lengths, command_of, evaluate_sources, flatten, format_source_results
+from .source_evaluation import check_lengths, evaluate_sources, flatten, format_source_results
 from .sources import open_sources
 
 SEVERAL = (2, 3, 4, 5)  # pictures of a prompt that shows several
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         results = _evaluate_scenes(args)
         print(format_results(results))
-    results["command"] = command_of(sys.argv[1:] if arguments is None else arguments)
+    results["command"] = command_of("evaluate", sys.argv[1:] if arguments is None else arguments)
     if args.output is not None:
         args.output.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -20,10 +20,11 @@ from transformers import AutoConfig
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 from fwd2bot.folder_fwd2bot import draft_folder
 
+from .commands import COMMAND
 from .model_card import CardOptions, is_hub_id, languages_of, model_card
 from .push import Destination, check_destination, listing, push
 
-CARD, EVALUATION, RECIPE, COMMAND = "README.md", "evaluation.json", "recipe.json", "command.txt"
+CARD, EVALUATION, RECIPE = "README.md", "evaluation.json", "recipe.json"
 DTYPES = ("float16", "bfloat16", "float32")
 
 

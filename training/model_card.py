@@ -11,8 +11,10 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .commands import without_folders
 from .drawn_figures import drawn_eval_results, drawn_figures
 from .source_evaluation import figure_rows, flatten, settings_of, shown
+from .sources.tables import BUILDERS
 from .tables import table
 
 CARDS = Path(__file__).parent / "cards"
@@ -120,15 +122,6 @@ def model_card(
     return str(ModelCard(re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"))
 
 
-def without_folders(value: Any) -> Any:
-    """A value of a recipe without the folders of this machine: absolute paths become their last name."""
-    if isinstance(value, dict):
-        return {name: without_folders(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [without_folders(one) for one in value]
-    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
-
-
 def _is_drawn(run: dict[str, Any] | None) -> bool:
     return run is not None and "sources" not in run["data"]
 
@@ -202,7 +195,7 @@ def _training(run: dict[str, Any]) -> dict[str, Any]:
 
 def _hub_data_sets(run: dict[str, Any] | None) -> list[str]:
     paths = [source["path"] for source in run["data"]["sources"]] if run is not None else []
-    return [path for path in dict.fromkeys(paths) if is_hub_id(path)]
+    return [path for path in dict.fromkeys(paths) if is_hub_id(path) and Path(path).suffix not in BUILDERS]
 
 
 def is_hub_id(name: str | None) -> bool:

@@ -1,7 +1,5 @@
 """A Fwd2Bot judged on data sets: `python -m fwd2bot.training.evaluate CHECKPOINT --data FILE`."""
 
-import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,12 +71,6 @@ def check_lengths(config: Any, lengths: Sequence[int]) -> None:
     k_max = config.num_summary_tokens
     if not lengths or not all(1 <= k <= k_max for k in lengths):
         raise ValueError(f"lengths must be in 1..{k_max} (the model's summary queries), got {list(lengths)}.")
-
-
-def command_of(arguments: Sequence[str]) -> str:
-    """The command of these figures, without the folders of this machine: absolute paths become names."""
-    shown = [Path(one).name if os.path.isabs(one) else one for one in map(str, arguments)]
-    return shlex.join(["python", "-m", "fwd2bot.training.evaluate", *shown])
 
 
 def settings_of(figures: dict[str, Any]) -> list[str]:
