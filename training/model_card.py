@@ -213,9 +213,7 @@ def _backbone_words(config: Any, options: CardOptions) -> str:
 def _licence_words(options: CardOptions) -> str:
     if options.license:
         return f"Licence: {options.license}; the backbone's own terms hold for its weights."
-    return (
-        "No licence was stated for these weights: those of the backbone hold; see there before you use them."
-    )
+    return "No licence was stated for these weights: those of the backbone hold; see there before you use them."
 
 
 def _language_words(options: CardOptions) -> str:
