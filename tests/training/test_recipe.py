@@ -87,3 +87,14 @@ def test_unknown_kind_is_fatal(tmp_path):
 def test_missing_recipe_names_the_shipped_ones():
     with pytest.raises(FileNotFoundError, match="backbone.yaml, fwd2bot.yaml"):
         load_recipe("nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    "name", ["real", "llava15_7b", "qwen25_vl_3b", "smolvlm_500m", "photos_small_backbone", "photos_small"]
+)
+def test_recipes_on_data_sets_load(name):
+    recipe = load_recipe(f"{name}.yaml")
+    assert recipe.data.sources
+    if name in ("llava15_7b", "qwen25_vl_3b", "smolvlm_500m"):
+        assert "/" in recipe.model.backbone and recipe.model.summary_lengths == [16, 32]
+        assert recipe.training["bf16"] and recipe.data.contrastive_max_tokens == 30
