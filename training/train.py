@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.max_steps=100")
     parser.add_argument("--check", action="store_true", help="look at a sample of everything, and train nothing")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides may stand behind --check
     logging.set_verbosity_info()
     try:
         recipe = load_recipe(options.recipe, options.overrides)
@@ -108,8 +108,17 @@ def build_trainer(recipe: Recipe) -> StageTrainer:
 
 
 def training_arguments(values: dict[str, Any]) -> TrainingArguments:
-    """The Trainer's arguments; columns are never dropped, since our batches hold more than forward() names."""
-    return TrainingArguments(**{"remove_unused_columns": False, **values})
+    """The Trainer's arguments; columns are never dropped, since our batches hold more than forward() names.
+
+    `gradient_checkpointing`, the name before transformers 5.23, goes under the new one where there is one, so that one
+    recipe serves all versions.
+    """
+    named = {"remove_unused_columns": False, **values}
+    if hasattr(TrainingArguments, "activation_checkpointing"):
+        for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+            if old in named:
+                named.setdefault(old.replace("gradient", "activation"), named.pop(old))
+    return TrainingArguments(**named)
 
 
 def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
