@@ -20,6 +20,7 @@ from fwd2bot.losses_fwd2bot import different_content
 
 from .data import IGNORED
 from .gathering import gather_counts, gather_rows, rank, world_size
+from .sharding import is_sharded
 
 # Of a batch that is not cut: what belongs to the contrastive side, and not to forward().
 TEXT_SIDE = ("text_image", "text_image_mask", "text_group", "image_group", "text_kind")
@@ -102,17 +103,27 @@ class _Part:
     embeds: torch.Tensor | None = None  # (K, n, e)
     autoregressive: torch.Tensor | None = None
     gradient: torch.Tensor | None = None  # (K, n, e), of the contrastive loss
+    # Where weights are sharded, every process runs the same passes, if need be on nothing.
+    in_step: bool = False
+    talks_too: bool = False  # a generate pass on nothing, since another process has one at this place
+    nothing: torch.Tensor | int = 0
 
     def forward(self, model: Fwd2BotForConditionalGeneration, num_items: Any, embed_only: bool = False) -> None:
         given = {k: v for k, v in self.inputs.items() if k.startswith("compress_") or not embed_only}
-        if "compress_input_ids" in self.inputs:
+        has_images = "compress_input_ids" in self.inputs
+        if has_images:
             given["num_summary_tokens"] = self.lengths
-        elif embed_only:
-            return
         else:  # words alone, in no placeholder
             given.pop("placeholder_image", None)
-        output = model(**given, num_items_in_batch=num_items)
-        self.embeds, self.autoregressive = output.image_embeds_by_length, output.autoregressive_loss
+        nothing = _idle_pass(model, "compress") if self.in_step and not has_images else 0
+        if given:
+            output = model(**given, num_items_in_batch=num_items)
+            self.embeds, self.autoregressive = output.image_embeds_by_length, output.autoregressive_loss
+        if self.in_step and self.embeds is not None:
+            nothing = nothing + 0 * self.embeds.sum()
+        if self.talks_too and not embed_only:
+            nothing = nothing + _idle_pass(model, "generate")
+        self.nothing = nothing
 
     def remember_rng(self) -> None:
         self.rng = torch.get_rng_state(), *get_device_states(*self.inputs.values())
@@ -120,6 +131,14 @@ class _Part:
     def replay_rng(self) -> None:
         torch.set_rng_state(self.rng[0])
         set_device_states(*self.rng[1:])
+
+
+def _idle_pass(model: Fwd2BotForConditionalGeneration, stage: str) -> torch.Tensor:
+    """A pass over one token, for the collective operations in it: zero, with a graph."""
+    ids = torch.full((1, 2), model.generation_config.pad_token_id or 0, device=model.device)
+    if stage == "generate":
+        return 0 * model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.sum()
+    return 0 * model(compress_input_ids=ids, compress_attention_mask=torch.ones_like(ids)).image_embeds.sum()
 
 
 class ChunkedStep:
@@ -131,7 +150,7 @@ class ChunkedStep:
     """
 
     def __init__(self, model: Fwd2BotForConditionalGeneration, gather: bool = True):
-        self.model, self.gather = model, gather
+        self.model, self.gather, self.sharded = model, gather, is_sharded(model)
 
     def __call__(
         self,
@@ -158,6 +177,8 @@ class ChunkedStep:
         met = counts if self.gather else counts[[rank()]]  # of the processes whose images and texts meet
         lengths = self._draw_lengths(seed, counts[:, 0]) if self.model.training else None
         parts = self._parts(batch, lengths, with_texts=bool(met[:, 2].sum()))
+        if self.sharded:
+            parts = self._in_step(parts)
         once = backward is None or sum(part.is_text for part in parts) <= 1 >= sum(not p.is_text for p in parts)
         contrastive, scalars = None, None
         if met[:, 2].sum():
@@ -204,6 +225,21 @@ class ChunkedStep:
             if "input_ids" in chunk or with_texts:
                 parts.append(_Part(chunk, own, is_text=False))
         return parts
+
+    def _in_step(self, parts: list[_Part]) -> list[_Part]:
+        """As many parts as any process has, of each kind, with a generate pass where any process has one."""
+        device = self.model.device
+        texts, images = ([part for part in parts if part.is_text == is_text] for is_text in (True, False))
+        most = gather_counts([len(texts), len(images)], device).amax(0).tolist()
+        for kind, count in zip((texts, images), most, strict=True):
+            kind += [_Part({}, None, is_text=kind is texts) for _ in range(count - len(kind))]
+        talks = ["input_ids" in part.inputs for part in images]
+        somewhere = gather_counts([int(one) for one in talks], device).amax(0).tolist() if images else []
+        for part, own, other in zip(images, talks, somewhere, strict=True):
+            part.talks_too = bool(other) and not own
+        for part in (*texts, *images):
+            part.in_step = True
+        return [*texts, *images]
 
     def _contrast(
         self, parts: list[_Part], batch: Batch, met: torch.Tensor, share: float
@@ -283,11 +319,11 @@ class ChunkedStep:
         return text_image, mask
 
     def _backward(self, part: _Part, backward: Callable[[torch.Tensor], None]) -> None:
-        loss = torch.zeros((), device=self.model.device)
+        loss = torch.zeros((), device=self.model.device) + part.nothing
         if part.gradient is not None:
             loss = loss + (part.embeds * part.gradient).sum()
         if part.autoregressive is not None:
             loss = loss + self.model.config.autoregressive_loss_weight * world_size() * part.autoregressive
         if loss.requires_grad:
             backward(loss)
-        part.embeds = part.autoregressive = None  # and with them the graph
+        part.embeds = part.autoregressive = part.nothing = None  # and with them the graph

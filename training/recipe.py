@@ -59,6 +59,7 @@ class Fwd2BotModel:
     # Instead: arguments of peft.LoraConfig (r, lora_alpha, ...), for both stages or as {compress: ..., generate: ...}.
     adapters: dict[str, Any] = field(default_factory=dict)
     train_connector: bool = False  # the backbone's own projector trains as well
+    shard: bool = False  # the frozen weights over the processes of the run (FSDP2), what trains whole on each
     num_summary_tokens: int = 16
     summary_lengths: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
     attn_implementation: str = "sdpa"
@@ -83,6 +84,9 @@ class Fwd2BotModel:
                 f"model.train_connector cannot be with model.quantization={self.quantization}: checkpoints of a "
                 "quantised backbone hold adapters alone, and would lose the connector. Leave one of them out"
             )
+        if self.shard and (self.quantization or self.train_connector):
+            other = "quantization" if self.quantization else "train_connector"
+            raise ValueError(f"model.shard cannot be with model.{other}; leave one of them out")
         if self.train_connector and self.trained_stage != "both":
             raise ValueError("model.train_connector changes every summary; train both stages with it")
         if self.trained_stage == "generate" and not self.init_from:
@@ -258,6 +262,28 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if from_sources and kind == "backbone":
         built["data"] = for_backbone(built["data"])
     return Recipe(kind=kind, training=training, resume=resume, **built)
+
+
+def load_sources(path: str | Path) -> SourcesData:
+    """The sources that a model is judged by: those of `validation` in a recipe, or of a file with `sources` itself.
+
+    Args:
+        path: a recipe, the `recipe.json` of a run, or a YAML file that holds the keys of a `data` section alone.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: it names no sources, or something in it is wrong.
+    """
+    values = _with_base(path)
+    if "kind" in values:
+        judged = (values.get("validation") or {}).get("sources")
+        if not judged:
+            raise ValueError(
+                f"{path} has no validation.sources, and figures on what was learnt say little; add them, or give a "
+                "YAML file with the key sources"
+            )
+        data = values.get("data") or {}
+        values = (data if "sources" in data else {}) | {"sources": judged}
+    return _build("data", SourcesData, values)
 
 
 def _with_base(path: str | Path, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -46,6 +46,9 @@ MAY_DIFFER = (
     ),
 )
 
+# Sections that hold what the user writes, and no more.
+FREE = ("training.", "model.config.", "model.adapters.", "optimizer.learning_rates.", "data.questions.")
+
 
 def check_recipe(recipe: Recipe, args: TrainingArguments) -> None:
     """Raise `ValueError` for settings that cannot be together, before anything is loaded."""
@@ -93,28 +96,28 @@ def check_same_run(recipe: Recipe, folder: Path, checkpoint: Path | None) -> Non
     stored = folder / "recipe.json"
     if checkpoint is None or recipe.resume == "anyway" or not stored.is_file():
         return
-    began = dict(_flat(json.loads(stored.read_text(encoding="utf-8"))))
-    now = dict(_flat(json.loads(json.dumps(recipe.to_dict()))))
+    began, now = (dict(_flat(values)) for values in (json.loads(stored.read_text()), recipe.to_dict()))
+    keys = [key for key in {**began, **now} if not key.startswith(MAY_DIFFER)]
     differ = [
-        f"{key} was {began[key]!r} and is {now.get(key)!r}"
-        for key in began
-        if not key.startswith(MAY_DIFFER) and began[key] != now.get(key)
+        f"{key} was {_shown(began, key)} and is {_shown(now, key)}"
+        for key in keys
+        # a field that the run's own version did not have yet has its default
+        if began.get(key) != now.get(key) and (key in began or key.startswith(FREE))
     ]
-    new = [
-        f"{key} was not set and is {now[key]!r}"
-        for key in now
-        if key.startswith("training.") and key not in began and not key.startswith(MAY_DIFFER)
-    ]
-    if differ or new:
+    if differ:
         raise ValueError(
-            f"{checkpoint} belongs to a run with another recipe: {'; '.join(differ + new)}. Give that recipe again, "
+            f"{checkpoint} belongs to a run with another recipe: {'; '.join(differ)}. Give that recipe again, "
             "choose another training.output_dir, or go on all the same with resume=anyway"
         )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "not set"

@@ -24,6 +24,7 @@ from .chunked import ChunkedStep, as_batch, count_labels
 from .gathering import average_gradients, gather_counts, world_size
 from .optimizers import build_optimizer
 from .recipe import TRAINED_STAGES, OptimizerRecipe
+from .sharding import is_sharded
 from .sources import SourceMixture
 from .validation import Validation
 
@@ -49,7 +50,7 @@ class StageTrainer(Trainer):
             if enabled:
                 raise NotImplementedError(
                     f"{type(self).__name__} cannot save or resume weights that {name} shards. Switch {name} off: runs "
-                    "in one process and DDP runs work."
+                    "in one process and DDP runs work, and with model.shard the latter divide the frozen weights."
                 )
         self.optimizer_recipe = optimizer_recipe or OptimizerRecipe()
         self._parts: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -173,7 +174,8 @@ class Fwd2BotTrainer(StageTrainer):
         validation: its figures join those of every evaluation, as `eval_accuracy` and so on.
 
     Raises:
-        ValueError: for several GPUs in one process, or labels that are to be averaged process by process.
+        ValueError: for several GPUs in one process, torch.compile, or labels that are to be averaged process by
+            process.
     """
 
     def __init__(
@@ -191,6 +193,11 @@ class Fwd2BotTrainer(StageTrainer):
             raise ValueError(
                 f"this one process sees {self.args.n_gpu} GPUs and would use one. Start one process for each, with "
                 "accelerate launch --num_processes N -m fwd2bot.training.train, or choose one: CUDA_VISIBLE_DEVICES=0"
+            )
+        if self.args.torch_compile:
+            raise ValueError(
+                "training.torch_compile is for a model with one forward pass, and a step here has many, of changing "
+                "shapes. Leave it out"
             )
         if not self.args.average_tokens_across_devices and self.args.world_size > 1:
             raise ValueError(
@@ -267,8 +274,8 @@ class Fwd2BotTrainer(StageTrainer):
 
 
 def holds_adapters_alone(model: torch.nn.Module) -> bool:
-    """Whether checkpoints of a model leave its backbone out: a quantised one could not be saved as it came."""
-    return hasattr(model, "backbone") and is_quantized(model.backbone)
+    """Whether checkpoints of a model leave its backbone out: a quantised or sharded one is not here as it came."""
+    return hasattr(model, "backbone") and (is_quantized(model.backbone) or is_sharded(model))
 
 
 def load_strictly(model: torch.nn.Module, folder: Path) -> None:

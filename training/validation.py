@@ -13,6 +13,7 @@ from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 from .answering import slices
 from .gathering import rank, world_size
 from .metrics import recall_at_k
+from .sharding import is_sharded
 
 KS = (1, 5, 10)
 
@@ -70,7 +71,7 @@ def figure_names(samples: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def question_of(sample: dict[str, Any]) -> tuple[list[dict[str, Any]], str] | None:
-    """The messages up to a sample's last answer, and that answer; None where there is nothing to ask about pictures."""
+    """The messages up to a sample's last answer, and that answer; None where nothing is asked about pictures."""
     messages = sample["messages"] or []
     last = max((place for place, message in enumerate(messages) if message["role"] == "assistant"), default=None)
     if not last or not sample["images"]:
@@ -101,10 +102,11 @@ class Validation:
 
     def __call__(self, model: Fwd2BotForConditionalGeneration) -> dict[str, float]:
         """`accuracy`, the share of right answers, and `recall@k` of the captions; each process does its share."""
-        own = self.look(model, self.samples[rank() :: world_size()])
+        divided = world_size() > 1 and not is_sharded(model)  # of which all processes must run the same passes
+        own = self.look(model, self.samples[rank() :: world_size()] if divided else self.samples)
         own.images = []
         every = [own]
-        if world_size() > 1:
+        if divided:
             every = [None] * world_size()
             dist.all_gather_object(every, own)
         seen = Seen(**{name: [one for each in every for one in getattr(each, name)] for name in vars(own)})

@@ -28,9 +28,7 @@ def validation_of(recipe: Recipe, processor: Fwd2BotProcessor, args: TrainingArg
     if not asked.sources:
         named = [name for name in ("patience", "show_steps") if getattr(asked, name) is not None]
         if named or best is not None or args.eval_strategy != "no":
-            reason = (
-                f"validation.{named[0]}" if named else "evaluation (training.eval_strategy, metric_for_best_model)"
-            )
+            reason = f"validation.{named[0]}" if named else "training.eval_strategy or metric_for_best_model"
             raise ValueError(f"{reason} needs samples to judge by; give validation.sources, or leave it out")
         return None
     drawn = recipe.data if isinstance(recipe.data, SourcesData) else SourcesData(sources=asked.sources)
@@ -44,8 +42,8 @@ def validation_of(recipe: Recipe, processor: Fwd2BotProcessor, args: TrainingArg
         names = ["eval_loss", *(f"eval_{name}" for name in figure_names(samples))]
         if f"eval_{best.removeprefix('eval_')}" not in names:
             raise ValueError(
-                f"training.metric_for_best_model is {best}, but the validation sources give {', '.join(names)}; choose "
-                "one of these, or other sources"
+                f"training.metric_for_best_model is {best}, but the validation sources give {', '.join(names)}; "
+                "choose one of these, or other sources"
             )
         if best.removeprefix("eval_") != "loss" and args.greater_is_better is not True:
             raise ValueError(f"{best} is better when it is greater; set training.greater_is_better=true")

@@ -15,6 +15,7 @@ import tiny
 import torch
 
 from fwd2bot.training.recipe import OptimizerRecipe
+from fwd2bot.training.sharding import shard_frozen
 from fwd2bot.training.train import training_arguments
 from fwd2bot.training.trainer import Fwd2BotTrainer
 
@@ -79,6 +80,7 @@ def build(
     chunk: int | None = None,
     accumulation: int = 1,
     optimizer: str = "adamw",
+    shard: bool = False,
     **training: Any,
 ) -> Fwd2BotTrainer:
     values = {
@@ -95,9 +97,12 @@ def build(
         **training,
     }
     model = tiny.tiny_fwd2bot(summary_lengths=[1, 2, 4])
+    arguments = training_arguments(values)
+    if shard:
+        shard_frozen(model, arguments.device)
     return InOrder(
         model,
-        training_arguments(values),
+        arguments,
         train_dataset=Samples(),
         data_collator=Collator(chunk),
         processing_class=tiny.tiny_processor(),
@@ -111,15 +116,15 @@ def losses(trainer: Fwd2BotTrainer) -> list[dict[str, float]]:
     return [{name: entry[name] for name in names if name in entry} for entry in logs]
 
 
-def run(resume: bool = False, **settings: Any) -> list[dict[str, float]]:
+def run(resume: bool = False, save_final: bool = False, **settings: Any) -> list[dict[str, float]]:
     trainer = build(**settings)
     trainer.train(resume_from_checkpoint=resume or None)
     if trainer.is_world_process_zero():
         folder = Path(settings["output_dir"])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "losses.json").write_text(json.dumps(losses(trainer)), encoding="utf-8")
-    if settings.get("save_final"):
-        trainer.save_model(str(Path(settings["output_dir"]) / "final"))
+    if save_final:
+        trainer.save_final(Path(settings["output_dir"]) / "final")
     return losses(trainer)
 
 

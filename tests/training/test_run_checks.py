@@ -44,6 +44,7 @@ def test_setting_that_cannot_be_is_named(tmp_path, override, message):
     [
         (["model.quantization=4bit", "model.train_connector=true"], "would lose the connector"),
         (["model.trained_stage=generate", "model.init_from=x", "contrastive.loss=sigmoid"], "has no effect"),
+        (["model.quantization=4bit", "model.shard=true"], "model.shard cannot be with model.quantization"),
         (["model.train_connector=true", "model.dtype=bfloat16"], "training.bf16=true"),
         (["model.adapters={r: 4}", "model.init_from=x"], "those of model.init_from"),
         (["model.trained_stage=generate", "model.init_from=x", "model.train_connector=true"], "both stages"),
