@@ -5,26 +5,34 @@ import random
 import statistics
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers.utils import logging
+from transformers import AutoProcessor, TrainingArguments
+
+from fwd2bot import Fwd2BotProcessor
 
 from .data import IGNORED
+from .estimates import counted_table, free_memory, frozen_weights, measured_table
 from .recipe import Recipe
 from .source_recipe import SourcesData
-from .sources import MalformedRowError, SamplePreparer, Source, SourceMixture
-
-logger = logging.get_logger(__name__)
+from .sources import (
+    MalformedRowError,
+    SamplePreparer,
+    Source,
+    SourceCollator,
+    SourceMixture,
+    open_sources,
+    run_mixture,
+)
 
 SAMPLED = 64  # rows of each source that are read
 EXAMPLE_TOKENS = 400  # of a decoded example
-GB = 1024**3
 
 
 @dataclasses.dataclass
@@ -48,32 +56,63 @@ def check(recipe: Recipe, console: Console | None = None) -> None:
     """Print what a run of this recipe would read, and an estimate of its memory and time; train nothing.
 
     The model is built as for the run, in a folder that is removed again, and goes once forward and backward on the
-    first batch, so that what cannot work fails here.
+    first batch, so that what cannot work fails here. Where its weights do not fit into the memory, only the data are
+    read and the estimate is made by counts.
 
     Raises:
         ValueError: the recipe has no `data.sources`, or one of them cannot be used; see `Source`.
     """
-    from .train import build_trainer
+    from .train import build_trainer, training_arguments
 
     console = console or Console()
     if not isinstance(recipe.data, SourcesData):
         raise ValueError("--check reads data sets, but the recipe has no data.sources; the drawn world needs none")
     with tempfile.TemporaryDirectory(prefix="fwd2bot-check-") as folder:
-        training = recipe.training | {"output_dir": folder, "report_to": "none"}
-        trainer = build_trainer(dataclasses.replace(recipe, training=training))
-        mixture = trainer.train_dataset
-        tokenizer = mixture.prepare.encoder.tokenizer
-        reports = [inspect_source(source, mixture.prepare, recipe.data.seed) for source in mixture.sources]
-        console.print(sources_table(reports, recipe.data))
-        for report in reports:
-            for line in report.broken[:5]:
-                console.print(f"  broken in {report.name}: {line}", style="red", markup=False)
-            if report.example is not None:
-                console.print(f"\nan example of {report.name}; ⟦learnt⟧", style="bold", markup=False)
-                console.print(marked(report.example, tokenizer), soft_wrap=True)
-        batch, seconds = first_batch(mixture, trainer)
-        console.print(batch_table(batch, trainer.model))
-        console.print(estimate_table(trainer, batch, seconds))
+        recipe = dataclasses.replace(recipe, training=recipe.training | {"output_dir": folder, "report_to": "none"})
+        args = training_arguments(recipe.training)
+        frozen = frozen_weights(recipe) if recipe.kind == "fwd2bot" else (0, 0)
+        if frozen[1] > free_memory(args.device):
+            processor = backbone_processor_of(recipe)
+            mixture = run_mixture(open_sources(recipe.data), recipe.data, processor, args)
+            collator = SourceCollator(processor, recipe.contrastive.chunk_size)
+            print_sources(mixture, console)
+            batch, reading = first_batch(mixture, collator, args)
+            mixture.close()
+            console.print(batch_table(batch, processor.image_token_id))
+            console.print(counted_table(recipe, args, batch, frozen, reading))
+            return
+        trainer = build_trainer(recipe)
+        print_sources(trainer.train_dataset, console)
+        batch, reading = first_batch(trainer.train_dataset, trainer.data_collator, trainer.args)
+        trainer.train_dataset.close()
+        config = trainer.model.config
+        console.print(batch_table(batch, config.backbone_config.image_token_id if "chunks" in batch else None))
+        if hasattr(config, "summary_lengths"):
+            lengths, most = config.summary_lengths, config.num_summary_tokens
+            console.print(f"k is one of {lengths} for each image, at most {most}", markup=False, highlight=False)
+        console.print(measured_table(trainer, batch, reading))
+
+
+def print_sources(mixture: SourceMixture, console: Console) -> None:
+    """What a sample of each source's rows holds, broken ones, and an example of each."""
+    data, prepare = mixture.data, mixture.prepare
+    reports = [inspect_source(source, prepare, data.seed) for source in mixture.sources]
+    console.print(sources_table(reports, data))
+    for report in reports:
+        for line in report.broken[:5]:
+            console.print(f"  broken in {report.name}: {line}", style="red", markup=False)
+        if report.example is not None:
+            console.print(f"\nan example of {report.name}; ⟦learnt⟧", style="bold", markup=False)
+            console.print(marked(report.example, prepare.encoder.tokenizer), soft_wrap=True)
+
+
+def backbone_processor_of(recipe: Recipe) -> Fwd2BotProcessor:
+    """The processor of a recipe's Fwd2Bot, without its model."""
+    chosen = recipe.model
+    if chosen.init_from:
+        return Fwd2BotProcessor.from_pretrained(chosen.init_from)
+    revision = chosen.backbone_revision or "main"
+    return Fwd2BotProcessor(AutoProcessor.from_pretrained(chosen.backbone, revision=revision))
 
 
 def inspect_source(source: Source, prepare: SamplePreparer, seed: int, count: int = SAMPLED) -> SourceReport:
@@ -103,13 +142,15 @@ def inspect_source(source: Source, prepare: SamplePreparer, seed: int, count: in
             report.learnt.append(sum(label != IGNORED for label in sample["labels"]))
         if report.example is None:
             report.example = sample
+    rows.close()
     return report
 
 
 def sources_table(reports: Sequence[SourceReport], data: SourcesData) -> Table:
-    table = Table(title="sources, by a sample of their rows")
-    for name in ("source", "share", "rows", "read", "broken", "left out", "images", "tokens", "learnt", "captions"):
-        table.add_column(name, justify="left" if name == "source" else "right")
+    table = Table(title="sources, by a sample of their rows", box=SIMPLE, pad_edge=False)
+    table.add_column("source")
+    for name in ("share", "rows", "read", "broken", "left out", "images", "tokens", "learnt", "captions"):
+        table.add_column(name, justify="right", no_wrap=name != "left out")
     weights = {source.name: source.weight for source in data.sources}
     for report in reports:
         table.add_row(
@@ -122,14 +163,17 @@ def sources_table(reports: Sequence[SourceReport], data: SourcesData) -> Table:
             spread(report.images),
             spread(report.tokens),
             spread(report.learnt),
-            f"{report.captions} + {report.negatives} hard negatives" if report.negatives else str(report.captions),
+            f"{report.captions}+{report.negatives}" if report.negatives else str(report.captions),
         )
-    table.caption = "images, tokens (an image is one), learnt tokens: median, largest"
+    table.caption = (
+        "images, tokens (an image is one) and learnt tokens of a sample: median/largest; captions for the contrastive "
+        "side + hard negatives"
+    )
     return table
 
 
 def spread(values: Sequence[int]) -> str:
-    return f"{statistics.median(values):.0f}, {max(values)}" if values else "-"
+    return f"{statistics.median(values):.0f}/{max(values)}" if values else "-"
 
 
 def marked(sample: dict[str, Any], tokenizer: Any) -> Text:
@@ -156,15 +200,15 @@ def marked(sample: dict[str, Any], tokenizer: Any) -> Text:
     return text
 
 
-def first_batch(mixture: SourceMixture, trainer: Any) -> tuple[dict[str, Any], float]:
+def first_batch(mixture: SourceMixture, collator: Any, args: TrainingArguments) -> tuple[dict[str, Any], float]:
     """The first batch of this process, and the seconds that reading it took in one worker."""
     started = time.perf_counter()
-    batch = trainer.data_collator([mixture[position] for position in range(trainer.args.train_batch_size)])
+    batch = collator([mixture[position] for position in range(args.train_batch_size)])
     return batch, time.perf_counter() - started
 
 
-def batch_table(batch: dict[str, Any], model: Any) -> Table:
-    table = Table("tensor", "shape", "of it padding", title="the first batch")
+def batch_table(batch: dict[str, Any], image_token_id: int | None = None) -> Table:
+    table = Table("tensor", "shape", "of it padding", title="the first batch", box=SIMPLE, pad_edge=False)
     for prefix, tensors in parts_of(batch):
         for name, value in tensors.items():
             mask = tensors.get(name.replace("input_ids", "attention_mask"))
@@ -173,119 +217,20 @@ def batch_table(batch: dict[str, Any], model: Any) -> Table:
     if "text_image_mask" in batch and batch["text_image_mask"].numel():
         shut = int((~batch["text_image_mask"]).sum())
         table.add_row("text_image_mask", str(tuple(batch["text_image_mask"].shape)), f"{shut} pairs are no negatives")
-    config = model.config
-    if hasattr(config, "num_summary_tokens"):
-        image_tokens = sum(
-            int((chunk["compress_input_ids"] == model.image_token_id).sum())
-            for chunk in batch["chunks"]
-            if "compress_input_ids" in chunk
-        )
+    if image_token_id is not None:
+        read = [chunk["compress_input_ids"] for chunk in batch["chunks"] if "compress_input_ids" in chunk]
+        tokens = sum(int((ids == image_token_id).sum()) for ids in read)
         images = len(batch["image_group"])
         table.caption = (
-            f"k is one of {config.summary_lengths} for each image, at most {config.num_summary_tokens}; the backbone "
-            f"reads {image_tokens / max(images, 1):.0f} image tokens for one"
+            f"{len(batch['chunks'])} chunk(s) and {len(batch['text_chunks'])} of texts; {images} images of "
+            f"{tokens / max(images, 1):.0f} image tokens"
         )
     return table
 
 
 def parts_of(batch: dict[str, Any]) -> list[tuple[str, dict[str, torch.Tensor]]]:
-    """The tensors of a batch under the names of its parts; chunks after the first three are left out."""
+    """The tensors of a batch under the names of its parts; chunks after the first two are left out."""
     if "chunks" not in batch:
         return [("", {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)})]
-    parts = [(f"chunks[{index}].", chunk) for index, chunk in enumerate(batch["chunks"][:3])]
-    return parts + [(f"text_chunks[{index}].", chunk) for index, chunk in enumerate(batch["text_chunks"][:3])]
-
-
-def estimate_table(trainer: Any, batch: dict[str, Any], reading: float) -> Table:
-    """Memory by counts, and time by one step on the real model; both are estimates."""
-    model, args = trainer.model, trainer.args
-    trainer.create_optimizer()
-    everything = list(model.parameters())
-    trained = [parameter for parameter in everything if parameter.requires_grad]
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in everything)
-    gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-    cuda = model.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    seconds, kept = one_step(trainer, batch)
-    table = Table("estimate", "", title="memory and time")
-    table.add_row("parameters", f"{sum(p.numel() for p in everything):,}, of them trained {count(trained):,}")
-    table.add_row("weights", size(weights))
-    table.add_row("gradients", size(gradients))
-    table.add_row("optimizer state, two moments at most", size(2 * gradients))
-    if cuda:
-        peak = torch.cuda.max_memory_allocated()
-        table.add_row("activations (measured)", size(max(0, peak - before - gradients)))
-        table.add_row("peak of the step (measured), and the optimizer", size(peak + 2 * gradients))
-    else:
-        table.add_row("activations kept for the backward pass", size(kept))
-        table.add_row("in all", size(weights + 3 * gradients + kept))
-    per_step = seconds * args.gradient_accumulation_steps
-    workers = max(args.dataloader_num_workers, 1)
-    bound = reading / workers * args.gradient_accumulation_steps
-    slower = "the model" if per_step >= bound else "reading, so more dataloader_num_workers would help"
-    table.add_row(f"one step on {model.device}, without the optimizer", f"{per_step:.2f} s")
-    table.add_row(f"reading a step's batches in {workers} worker(s)", f"{bound:.2f} s")
-    table.add_row(f"{args.max_steps:,} steps, bound by {slower}", hours(args.max_steps * max(per_step, bound)))
-    table.caption = "estimates of one process: the first step is slower than later ones, and batches differ"
-    return table
-
-
-def one_step(trainer: Any, batch: dict[str, Any]) -> tuple[float, int]:
-    """Seconds of one forward and backward pass, and the most bytes that were kept for the backward pass at once."""
-    model = trainer.model
-    kept = _Kept({parameter.untyped_storage().data_ptr() for parameter in model.parameters()})
-    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps  # as in train()
-    started = time.perf_counter()
-    with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda held: held.tensor):
-        trainer.training_step(model, batch)
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - started
-    model.zero_grad(set_to_none=True)
-    return seconds, kept.peak
-
-
-class _Kept:
-    """Bytes of the storages that autograd holds on to, weights not counted."""
-
-    def __init__(self, owned: set[int]):
-        self.owned, self.users = owned, Counter()
-        self.bytes = self.peak = 0
-
-    def keep(self, tensor: torch.Tensor) -> "_Held":
-        return _Held(self, tensor)
-
-    def add(self, storage: torch.UntypedStorage, users: int) -> None:
-        key = storage.data_ptr()
-        if key in self.owned:
-            return
-        before = self.users[key]
-        self.users[key] += users
-        if not before or not self.users[key]:
-            self.bytes += storage.nbytes() if users > 0 else -storage.nbytes()
-            self.peak = max(self.peak, self.bytes)
-
-
-class _Held:
-    """A tensor that autograd keeps; when the graph lets go of it, it no longer counts."""
-
-    def __init__(self, kept: _Kept, tensor: torch.Tensor):
-        self.kept, self.tensor = kept, tensor
-        kept.add(tensor.untyped_storage(), 1)
-
-    def __del__(self):
-        self.kept.add(self.tensor.untyped_storage(), -1)
-
-
-def size(amount: float) -> str:
-    return f"{amount / GB:.2f} GB" if amount >= GB / 10 else f"{amount / 1024**2:.1f} MB"
-
-
-def hours(seconds: float) -> str:
-    return f"{seconds / 3600:.2f} h" if seconds >= 360 else f"{seconds:.0f} s"
-
-
-def count(parameters: Sequence[torch.nn.Parameter]) -> int:
-    return sum(parameter.numel() for parameter in parameters)
+    parts = [(f"chunks[{index}].", chunk) for index, chunk in enumerate(batch["chunks"][:2])]
+    return parts + [(f"text_chunks[{index}].", chunk) for index, chunk in enumerate(batch["text_chunks"][:2])]

@@ -264,6 +264,28 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return Recipe(kind=kind, training=training, resume=resume, **built)
 
 
+def load_sources(path: str | Path) -> SourcesData:
+    """The sources that a model is judged by: those of `validation` in a recipe, or of a file with `sources` itself.
+
+    Args:
+        path: a recipe, the `recipe.json` of a run, or a YAML file that holds the keys of a `data` section alone.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: it names no sources, or something in it is wrong.
+    """
+    values = _with_base(path)
+    if "kind" in values:
+        judged = (values.get("validation") or {}).get("sources")
+        if not judged:
+            raise ValueError(
+                f"{path} has no validation.sources, and figures on what was learnt say little; add them, or give a "
+                "YAML file with the key sources"
+            )
+        data = values.get("data") or {}
+        values = (data if "sources" in data else {}) | {"sources": judged}
+    return _build("data", SourcesData, values)
+
+
 def _with_base(path: str | Path, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The values of a recipe, upon those of the one that its `base` names."""
     found = _find(path, beside)

@@ -42,6 +42,7 @@ class SourceRecipe:
     weight: float = 1.0  # share of the samples, relative to the weights of the other sources
     use: str = "both"  # one of USES
     question_suffix: str = ""  # vqa: after every question, such as "\nAnswer with a single word or phrase."
+    license: str | None = None  # of the data, for the model card
     answers: str = "vote"  # vqa with a list of answers: "vote" takes the most frequent, "join" all of them
 
     def __post_init__(self):

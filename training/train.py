@@ -22,6 +22,7 @@ from fwd2bot import Fwd2BotProcessor
 from .backbone import build_backbone, build_processor
 from .check import check
 from .collator import BackboneCollator, Fwd2BotCollator
+from .commands import COMMAND, command_of
 from .data import CaptionedRows, Packer, TrainingRows, draw_pictures
 from .fwd2bot_model import build_fwd2bot
 from .recipe import Recipe, load_recipe
@@ -41,17 +42,20 @@ logger = logging.get_logger(__name__)
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fwd2bot.training.train", description=__doc__)
     parser.add_argument(
-        "recipe", help="a YAML file, or one of the package: backbone.yaml, fwd2bot.yaml, fwd2bot_several.yaml"
+        "recipe", help="a YAML file, or a recipe of the package, such as fwd2bot.yaml or llava15_7b.yaml"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.max_steps=100")
     parser.add_argument("--check", action="store_true", help="look at a sample of everything, and train nothing")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides may stand behind --check
     logging.set_verbosity_info()
     try:
         recipe = load_recipe(options.recipe, options.overrides)
         if options.check:
             return check(recipe)
         trainer = build_trainer(recipe)
+        if trainer.args.process_index == 0:  # for the model card
+            command = command_of("train", sys.argv[1:] if arguments is None else arguments)
+            (Path(trainer.args.output_dir) / COMMAND).write_text(command + "\n", encoding="utf-8")
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     folder = run(trainer, recipe)
@@ -104,8 +108,17 @@ def build_trainer(recipe: Recipe) -> StageTrainer:
 
 
 def training_arguments(values: dict[str, Any]) -> TrainingArguments:
-    """The Trainer's arguments; columns are never dropped, since our batches hold more than forward() names."""
-    return TrainingArguments(**{"remove_unused_columns": False, **values})
+    """The Trainer's arguments; columns are never dropped, since our batches hold more than forward() names.
+
+    `gradient_checkpointing`, the name before transformers 5.23, goes under the new one where there is one, so that one
+    recipe serves all versions.
+    """
+    named = {"remove_unused_columns": False, **values}
+    if hasattr(TrainingArguments, "activation_checkpointing"):
+        for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+            if old in named:
+                named.setdefault(old.replace("gradient", "activation"), named.pop(old))
+    return TrainingArguments(**named)
 
 
 def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:

@@ -114,6 +114,14 @@ def test_empty_answer_is_malformed():
         encoder()([user("What?"), assistant("  ")])
 
 
+@pytest.mark.parametrize("template", [MARKED, UNMARKED])
+def test_conversation_that_the_template_refuses_is_malformed(template):
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    one = encoder(strict + template)
+    with pytest.raises(MalformedRowError, match="the chat template of LlavaProcessor refuses it: no system turn"):
+        one([{"role": "system", "content": [{"type": "text", "text": "Be brief"}]}, *TALK])
+
+
 def test_long_conversation_loses_its_last_turns_and_a_long_first_turn_leaves_nothing():
     one = encoder()
     talk = [*TALK, user("And then?"), assistant("word " * 50)]

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from tiny_sources import mixture_of, picture_bytes, write_captions, write_json, write_llava
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
@@ -62,6 +63,22 @@ def test_stream_is_shared_out_without_overlap_over_processes_and_workers(tmp_pat
         mixture = mixture_of(recipe, length=16, batch_size=2, processes=2)
         found += [key for batch in loaded(mixture, workers, rank=rank, batch_size=2) for key in batch]
     assert len(found) == 16 == len(set(found))
+
+
+@pytest.mark.parametrize("files", [1, 4])
+def test_streams_are_shared_out_by_the_batches_that_accelerate_gives_a_process(tmp_path, files):
+    """No row is read twice over two processes, and a process that skips batches goes on where it would have been."""
+    recipe = write_captions(tmp_path, 40, files=files, streaming=True, shuffle_buffer=4)
+
+    def prepared(rank):
+        mixture = mixture_of(recipe, length=24, batch_size=3, processes=2)
+        loader = DataLoader(mixture, batch_size=3, collate_fn=keys, sampler=SequentialSampler(mixture), num_workers=2)
+        return prepare_data_loader(loader, num_processes=2, process_index=rank, put_on_device=False)
+
+    whole = [list(prepared(rank)) for rank in range(2)]
+    found = [key for batches in whole for batch in batches for key in batch]
+    assert len(found) == 24 == len(set(found))
+    assert [list(skip_first_batches(prepared(rank), 1)) for rank in range(2)] == [batches[1:] for batches in whole]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

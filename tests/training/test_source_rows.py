@@ -5,7 +5,16 @@ import json
 import datasets
 import pytest
 import tiny
-from tiny_sources import caption_rows, picture_bytes, write_captions, write_images, write_json, write_llava, write_tar
+from tiny_sources import (
+    caption_rows,
+    llava_rows,
+    picture_bytes,
+    write_captions,
+    write_images,
+    write_json,
+    write_llava,
+    write_tar,
+)
 
 from fwd2bot.training.source_recipe import SourceRecipe
 from fwd2bot.training.sources import MalformedRowError, Source
@@ -62,6 +71,21 @@ def test_conversations_of_mixed_kinds_in_one_file(tmp_path, ending):
     assert len(two["images"]) == 2 and parts(two["messages"][0]) == ["image", "and ", "image", " differ?"]
     assert len(two["messages"]) == 4
     assert parts(unmarked["messages"][0]) == ["image", "What?"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_damaged_line_is_a_malformed_row_of_many(tmp_path, streaming):
+    recipe = write_llava(tmp_path, 2)
+    good = [json.dumps(row) for row in llava_rows(["0.png", "1.png"])]
+    (tmp_path / "chat.jsonl").write_text("\n".join([good[0], "{'id': 1", "[]", good[1]]), encoding="utf-8")
+    recipe.path, recipe.streaming = str(tmp_path / "chat.jsonl"), streaming
+    source = Source(recipe)
+    rows = list(source.table)
+    assert [source.read(rows[number], number)["key"] for number in (0, 3)] == ["chat-0", "chat-1"]
+    for number, reason in ((1, "the line is no JSON"), (2, "the line holds list")):
+        assert source.read.key(rows[number], number) == f"row {number}"
+        with pytest.raises(MalformedRowError, match=reason):
+            source.read(rows[number], number)
 
 
 def test_messages_with_parts_with_words_and_with_images_inside(tmp_path):

@@ -27,8 +27,9 @@ def as_values(*recipes):
     return [{name: value for name, value in vars(one).items() if value is not None} for one in recipes]
 
 
-def write_recipe(folder, *sources, kind="backbone", model=None, data=None, **training):
-    values = {
+def write_recipe(folder, *sources, kind="backbone", model=None, data=None, contrastive=None, **training):
+    values = {} if contrastive is None else {"contrastive": contrastive}
+    values |= {
         "kind": kind,
         "model": model or BACKBONE | {"init_from": None},
         "data": {"sources": as_values(*sources), "contrastive_max_tokens": 20} | (data or {}),
@@ -87,6 +88,20 @@ def test_fwd2bot_gets_chunks_and_texts(tmp_path):
     assert batch["text_image_mask"].shape == (4, len(batch["text_image"]))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fwd2bot_trains_on_captions_and_conversations_in_chunks_and_resumes(tmp_path, workers):
+    sources = [write_llava(tmp_path), write_captions(tmp_path, weight=2.0)]
+    options = {"model": fwd2bot_model(tmp_path), "contrastive": {"chunk_size": 2}, "dataloader_num_workers": workers}
+    recipe = load_recipe(write_recipe(tmp_path, *sources, kind="fwd2bot", **options))
+    whole = build_trainer(recipe)
+    whole.train()
+    logged = losses(whole)
+    assert len(logged) == 4 and all(entry["contrastive_loss"] > 0 < entry["autoregressive_loss"] for entry in logged)
+    resumed = build_trainer(recipe)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert losses(resumed) == logged
+
+
 def printed(recipe):
     output = io.StringIO()
     check(load_recipe(recipe), Console(file=output, width=200, color_system=None))
@@ -101,6 +116,28 @@ def test_check_prints_tokens_an_example_with_what_is_learnt_and_estimates_and_tr
     assert "50.0%" in said and "labels" in said and "pixel_values" in said
     assert "optimizer state" in said and "4 steps, bound by" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_check_of_a_fwd2bot_prints_k_chunks_and_pairs(tmp_path):
+    sources = [write_llava(tmp_path), write_captions(tmp_path, streaming=True)]
+    options = {"model": fwd2bot_model(tmp_path), "contrastive": {"chunk_size": 2}}
+    said = " ".join(printed(write_recipe(tmp_path, *sources, kind="fwd2bot", **options)).split())
+    assert "k is one of [1, 2] for each image, at most 2" in said and "images of 16 image tokens" in said
+    assert "chunks[1].compress_pixel_values" in said and "text_chunks[0].input_ids" in said
+    assert "text_image_mask" in said and "pairs are no negatives" in said
+    assert "contrastive: photo" in said and " stream " in said
+
+
+def test_check_estimates_by_counts_where_the_weights_do_not_fit(tmp_path, monkeypatch):
+    model = fwd2bot_model(tmp_path) | {"dtype": "bfloat16"}
+    recipe = write_recipe(tmp_path, write_llava(tmp_path), kind="fwd2bot", model=model)
+    backbone = tiny.tiny_backbone()
+    weights = sum(parameter.numel() for parameter in backbone.parameters())
+    assert "one step on cpu" in printed(recipe)
+    monkeypatch.setattr("fwd2bot.training.check.free_memory", lambda device: 2 * weights - 1)
+    (tmp_path / "backbone" / "model.safetensors").unlink()  # it is not loaded
+    said = printed(recipe)
+    assert f"{weights:,}" in said and "by counts" in said and "ASSISTANT:⟦ It is" in said
 
 
 def test_check_names_broken_rows(tmp_path):

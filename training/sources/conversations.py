@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from fwd2bot import Fwd2BotProcessor
@@ -60,8 +61,14 @@ class ConversationEncoder:
             for token in self.tokenizer.added_tokens_decoder.values()
             if token.special and token.content not in (self.image_token, self.merged_token)
         ]
-        self.end_token = self._find_end_token()
-        self._check_template()
+        try:
+            self.end_token = self._find_end_token()
+            self._check_template()
+        except MalformedRowError as error:
+            raise ValueError(
+                f"{self.name} does not show what the assistant says: {error}. Put {{% generation %}} and "
+                "{% endgeneration %} around the assistant's words in it, or correct it."
+            ) from error
 
     def __call__(self, messages: Messages) -> EncodedConversation:
         """Encode a conversation that has at least one turn of the assistant.
@@ -132,12 +139,15 @@ class ConversationEncoder:
     def _starts(self, messages: Messages) -> tuple[str, list[int]]:
         """The rendered conversation, and where each answer begins in it."""
         if self.has_generation:
-            rendered, spans = render_jinja_template(
-                conversations=[messages],
-                chat_template=self.processor.chat_template,
-                return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
-            )
+            try:
+                rendered, spans = render_jinja_template(
+                    conversations=[messages],
+                    chat_template=self.processor.chat_template,
+                    return_assistant_tokens_mask=True,
+                    **self.tokenizer.special_tokens_map,
+                )
+            except TemplateError as error:
+                raise MalformedRowError(f"{self.name} refuses it: {error}") from error
             return rendered[0], [start for start, _ in spans[0]]
         text, starts = self._render(messages), []
         for index, message in enumerate(messages):
@@ -152,7 +162,10 @@ class ConversationEncoder:
         return text, starts
 
     def _render(self, messages: Messages, **options: Any) -> str:
-        return self.processor.apply_chat_template(messages, **options)
+        try:
+            return self.processor.apply_chat_template(messages, **options)
+        except TemplateError as error:  # two turns of the user, or a system turn where there is none
+            raise MalformedRowError(f"{self.name} refuses it: {error}") from error
 
     def _without_image_tokens(self, message: dict[str, Any]) -> dict[str, Any]:
         """Words cannot stand for a picture that is not there, and white space around a turn is the template's own."""
@@ -183,17 +196,11 @@ class ConversationEncoder:
 
     def _check_template(self) -> None:
         answers = [message["content"][0]["text"] for message in _PROBE if message["role"] == "assistant"]
-        try:
-            encoded = self(_PROBE)
-            learnt = [token for token in encoded.labels if token != IGNORED]
-            told = self.tokenizer.decode(learnt, skip_special_tokens=False)
-            if re.sub(r"\s+", "", told) != "".join(f"{answer}{self.end_token}" for answer in answers):
-                raise MalformedRowError(f"what would be learnt of {answers} is {told!r}")
-        except MalformedRowError as error:
-            raise ValueError(
-                f"{self.name} does not show what the assistant says: {error}. Put {{% generation %}} and "
-                "{% endgeneration %} around the assistant's words in it, or correct it."
-            ) from error
+        encoded = self(_PROBE)
+        learnt = [token for token in encoded.labels if token != IGNORED]
+        told = self.tokenizer.decode(learnt, skip_special_tokens=False)
+        if re.sub(r"\s+", "", told) != "".join(f"{answer}{self.end_token}" for answer in answers):
+            raise MalformedRowError(f"what would be learnt of {answers} is {told!r}")
 
 
 _PROBE: Messages = [

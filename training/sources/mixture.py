@@ -55,18 +55,27 @@ class Source:
         """
         epoch = 0
         while True:
-            stream, by_files = self.table, self.table.num_shards >= parts
-            if by_files and parts > 1:
-                stream = stream.shard(num_shards=parts, index=part)
-            # with parts by row, all parts must see one order, so the seed does not depend on the part
-            stream = stream.shuffle(seed=_seed(seed, epoch), buffer_size=self.recipe.shuffle_buffer)
-            number = -1
-            for number, row in enumerate(rows_of(stream)):
-                if by_files or number % parts == part:
-                    yield number, row
-            if number < 0:
+            number = None
+            for number, row in self.epoch(_seed(seed, epoch), part, parts):
+                yield number, row
+            if number is None:
                 raise ValueError(f"data.sources[{self.recipe.name!r}]: part {part} of {parts} of the stream is empty")
             epoch += 1
+
+    def epoch(self, seed: int, part: int = 0, parts: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows of one part once, with their numbers, in the order of a seed."""
+        if not self.streamed:
+            for number in _permutation(len(self), seed)[part::parts].tolist():
+                yield number, self.table[number]
+            return
+        stream, by_files = self.table, self.table.num_shards >= parts
+        if by_files and parts > 1:
+            stream = stream.shard(num_shards=parts, index=part)
+        # with parts by row all parts must see one order, so the seed does not depend on the part
+        stream = stream.shuffle(seed=seed, buffer_size=self.recipe.shuffle_buffer)
+        for number, row in enumerate(rows_of(stream)):
+            if by_files or number % parts == part:
+                yield number, row
 
 
 class SourceMixture(torch.utils.data.Dataset):
@@ -114,11 +123,14 @@ class SourceMixture(torch.utils.data.Dataset):
             drawn[block + 1] = np.bincount(self._choices(block), minlength=len(sources))
         self._before = drawn.cumsum(0)  # samples of each source before each block
         self._streams: dict[tuple[int, int, int], _StreamPosition] = {}
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # of each table the epoch that is read, and its order
         self._reported: set[tuple[int, str]] = set()
 
-    @property
-    def streamed(self) -> bool:
-        return any(source.streamed for source in self.sources)
+    def close(self) -> None:
+        """Stop reading streams. Otherwise their threads complain when the interpreter ends."""
+        for at in self._streams.values():
+            at.rows.close()
+        self._streams.clear()
 
     @property
     def num_broken(self) -> dict[str, int]:
@@ -167,7 +179,9 @@ class SourceMixture(torch.utils.data.Dataset):
         source = self.sources[index]
         while True:
             epoch, place = divmod(ordinal, len(source))
-            number = int(_permutation(len(source), _seed(self.data.seed, index, epoch))[place])
+            if self._orders.get(index, (None, None))[0] != epoch:
+                self._orders[index] = epoch, _permutation(len(source), _seed(self.data.seed, index, epoch))
+            number = int(self._orders[index][1][place])
             yield number, source.table[number]
             ordinal += 1
 
@@ -260,6 +274,5 @@ def _draw(seed: int, block: int, bounds: tuple[float, ...]) -> np.ndarray:
     return np.searchsorted(bounds, chance, side="right").clip(max=len(bounds) - 1)
 
 
-@lru_cache(maxsize=16)
 def _permutation(length: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(length)

@@ -1,5 +1,6 @@
 """Rows of data sets, in the formats that lie around, as samples: pictures, messages, captions. Nothing is decoded."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -53,7 +54,11 @@ class RowReader:
 
     def key(self, row: dict[str, Any], number: int) -> str:
         """What a row is called in logs: its id, or its number."""
-        name = self.column(flat(row), "id")
+        try:
+            row = flat(row)
+        except MalformedRowError:
+            return f"row {number}"
+        name = self.column(row, "id")
         return f"row {number}" if name is None or row.get(name) is None else str(row[name])
 
     def column(self, row: dict[str, Any], purpose: str) -> str | None:
@@ -66,7 +71,10 @@ class RowReader:
 
     def check(self, row: dict[str, Any]) -> None:
         """Raise ValueError unless a row has the columns that its format needs."""
-        row = flat(row)
+        try:
+            row = flat(row)
+        except MalformedRowError as error:
+            raise ValueError(f"data.sources[{self.recipe.name!r}], first row: {error}") from error
         needed = [purpose for purpose in COLUMNS[self.recipe.format] if purpose not in ("id", "negatives")]
         if self.recipe.format in ("llava", "messages"):  # rows of words alone have no image
             needed.remove("image")
@@ -152,7 +160,14 @@ class RowReader:
 
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a WebDataset tar with the picture as `image` and the keys of its JSON beside it; any other as it is."""
+    """A row with its columns: a line of JSON parsed, a sample of a WebDataset tar with the picture as `image`."""
+    if list(row) == ["text"]:
+        try:
+            row = json.loads(row["text"])
+        except ValueError as error:
+            raise MalformedRowError(f"the line is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise MalformedRowError(f"the line holds {type(row).__name__}, no object with columns")
     if "__key__" not in row:
         return row
     picture = next((name for name in row if name.lower() in PICTURE_ENDINGS and row[name] is not None), None)

@@ -1,5 +1,7 @@
 """From a recipe's `data.sources` to what a Trainer takes: the mixture of a whole run, the texts of a tokenizer."""
 
+import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,7 @@ from fwd2bot import Fwd2BotProcessor
 from ..source_recipe import SourcesData
 from .conversations import ConversationEncoder
 from .mixture import Source, SourceMixture
+from .rows import MalformedRowError
 from .samples import SamplePreparer
 
 
@@ -44,16 +47,22 @@ def run_mixture(
 
 
 def texts_of(sources: list[Source], data: SourcesData) -> Iterator[str]:
-    """Texts that a tokenizer is trained on: those of `data.tokenizer_texts` samples, and the caption prompts."""
+    """Texts that a tokenizer is trained on: the caption prompts, and about `data.tokenizer_texts` rows of all sources.
+
+    Each source gives as many rows as its share of the samples, but none twice. Malformed ones are left out.
+    """
     yield from data.caption_prompts
-    rows = None if any(source.streamed for source in sources) else sum(len(source) for source in sources)
-    samples = min(data.tokenizer_texts, rows or data.tokenizer_texts)
-    mixture = SourceMixture(sources, data, lambda sample, rng: sample, samples, processes=1)
-    for position in range(samples):
-        yield from texts_in(mixture[position])
+    weights = sum(source.recipe.weight for source in sources)
+    for source in sources:
+        count = math.ceil(data.tokenizer_texts * source.recipe.weight / weights)
+        for number, row in itertools.islice(source.epoch(data.seed), count):
+            try:
+                yield from _texts_in(source.read(row, number))
+            except MalformedRowError:
+                continue
 
 
-def texts_in(sample: dict[str, Any]) -> Iterator[str]:
+def _texts_in(sample: dict[str, Any]) -> Iterator[str]:
     yield from sample["captions"]
     for message in sample["messages"] or ():
         yield from (part["text"] for part in message["content"] if part["type"] == "text")

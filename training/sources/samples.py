@@ -56,7 +56,7 @@ class SamplePreparer:
         if prepared["messages"] is not None:  # pictures of turns that were left out go with them
             shown = sum(part["type"] == "image" for message in prepared["messages"] for part in message["content"])
             prepared["images"] = prepared["images"][:shown]
-        prepared["images"] = [self._open(image) for image in prepared["images"]]
+        prepared["images"] = [self.open_image(image) for image in prepared["images"]]
         prepared["image_groups"] = [content_hash(image) for image in prepared["images"]]
         return prepared
 
@@ -77,7 +77,8 @@ class SamplePreparer:
             {"role": "assistant", "content": [{"type": "text", "text": caption}]},
         ]
 
-    def _open(self, image: bytes | str) -> Image.Image:
+    def open_image(self, image: bytes | str) -> Image.Image:
+        """The decoded picture, at most `max_image_side` pixels on its longer side."""
         picture = load_image(image)
         side = self.data.max_image_side
         if side is not None and max(picture.size) > side:

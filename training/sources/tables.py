@@ -165,6 +165,8 @@ def _open(path: str, where: str, recipe: SourceRecipe | None = None) -> Dataset 
             if not files:
                 raise FileNotFoundError(f"{where}.path is {path!r}, where no file is; correct the path")
         options = {"sep": "\t"} if ".tsv" in path else {}
+        if recipe is not None and ".jsonl" in path.lower():
+            builder = "text"  # rows may differ in their columns' types; each line is parsed when it is used
         return datasets.load_dataset(builder, data_files=files, split="train", streaming=streaming, **options)
     if not HUB_ID.fullmatch(path):
         raise FileNotFoundError(
