@@ -37,6 +37,7 @@ SMALL = {
     "validation.max_new_tokens": "4",
 }
 PHOTOS = {
+    "validation.samples": "6",
     "model.lora_rank": "4",
     "training.save_steps": "2",
     "training.eval_strategy": "steps",
@@ -114,12 +115,12 @@ def test_walk_from_nothing_on_photos(walk):
     folder = walk / "data" / "flickr8k"
     (folder / "images").mkdir(parents=True)
     lines = ["image,caption"]
-    for number, picture in enumerate(tiny.pictures(8)):
+    for number, picture in enumerate(tiny.pictures(12)):
         picture.save(folder / "images" / f"{number}.png")
         lines += [f"{number}.png,A dog number {number} runs {word} ." for word in ("fast", "away")]
     (folder / "captions.txt").write_text("\n".join(lines))
     exec(compile(block("run by tests/training/test_walk.py", "python"), "docs", "exec"), {})
-    assert len((folder / "validation.jsonl").read_text().splitlines()) == 4
+    assert len((folder / "validation.jsonl").read_text().splitlines()) == 6
 
     backbone, fwd2bot, judged = [command for command in commands() if "photos" in " ".join(command)]
     training = {key: value for key, value in SMALL.items() if key.startswith("training") and "eval" not in key}
@@ -127,4 +128,4 @@ def test_walk_from_nothing_on_photos(walk):
     run(fwd2bot, {key: value for key, value in SMALL.items() if key != "model.dtype"} | PHOTOS)
     run(judged, {})
     results = json.loads((walk / "runs" / "photos" / "evaluation.json").read_text())
-    assert results["sources"]["flickr8k validation"]["pictures"] == 4
+    assert results["sources"]["flickr8k validation"]["pictures"] == 6
