@@ -22,10 +22,10 @@ class AttentionMaps:
     """Where the summary queries of one picture looked.
 
     Args:
-        maps: `(k, rows, columns)` float32; of what a query gives to the picture, the share of each patch. Each map sums
-            to 1.
-        picture_share: `(k,)` float32 in 0..1, of all that a query gives, the share of the picture; the rest goes to the
-            prompt and to the queries before it.
+        maps: `(k, rows, columns)` float32; of what a query gives to the picture, the share of each patch. Each map
+            sums to 1.
+        picture_share: `(k,)` float32 in 0..1, of all that a query gives, the share of the picture; the rest goes to
+            the prompt and to the queries before it.
         box: (left, top, right, bottom), in pixels of the picture, of the part that the patches cover.
     """
 
@@ -91,8 +91,8 @@ def _grid_side(backbone_config: Any, count: int) -> int:
     side = size // patch if isinstance(size, int) and isinstance(patch, int) else None
     if vision.model_type == "pixtral" or side is None or side * side != count:
         raise ValueError(
-            f"The {count} image tokens of this {family!r} with the vision tower {vision.model_type!r} are no square of "
-            f"patches ({size} pixels, patches of {patch}), so where they lie in the picture is not known. {remedy}"
+            f"The {count} image tokens of this {family!r} with the vision tower {vision.model_type!r} are no square "
+            f"of patches ({size} pixels, patches of {patch}), so where they lie in the picture is not known. {remedy}"
         )
     return side
 

@@ -1,0 +1,169 @@
+"""Starting the web server of the Space, what it does not serve, and that it forgets who has left."""
+
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.middleware import Middleware
+
+from .app import CSS, build, build_failed
+from .options import SpaceOptions, load_service
+from .service import Service
+from .uploads import MAX_FILE_BYTES, MAX_FILES
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 5
+HEARTBEAT_SECONDS = 5  # after which a closed page is noticed
+MAX_WAITING = 100  # in the queue; more are told to come back
+# Of Gradio: files by their path, and pages that are saved on the server.
+CLOSED = ("/file", "/gradio_api/file", "/gradio_api/stream", "/gradio_api/deep_link", "/gradio_api/proxy", "/proxy")
+# The page loads nothing from elsewhere; Gradio's own scripts are inline in part, and its templates are compiled.
+POLICY = (
+    b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
+    b"form-action 'self'"
+)
+
+
+class Gate:
+    """ASGI middleware: closes `CLOSED`, bounds an upload before it is read, and forbids requests to elsewhere."""
+
+    def __init__(self, app: Any, max_bytes: int = MAX_FILES * MAX_FILE_BYTES):
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
+        if path.startswith(tuple(f"{one}{end}" for one in CLOSED for end in ("=", "/"))) or path in CLOSED:
+            return await _refuse(send, 404, "This Space serves no files.")
+        if path.endswith("/upload"):
+            length = dict(scope["headers"]).get(b"content-length", b"")
+            if not length.isdigit() or int(length) > self.max_bytes:
+                return await _refuse(send, 413, f"At most {self.max_bytes // 10**6} MB are taken at once.")
+
+        async def with_policy(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                own = [(b"content-security-policy", POLICY), (b"referrer-policy", b"no-referrer")]
+                message["headers"] = [*message.get("headers", []), *own]
+            await send(message)
+
+        return await self.app(scope, receive, with_policy)
+
+
+async def _refuse(send: Callable, status: int, words: str) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": words.encode()})
+
+
+class Sweeper:
+    """Lets go, every few seconds, of what a visitor has left behind in the service and in Gradio's own memory.
+
+    Gradio keeps the last value of every component of a session, pictures among them, after its page was closed.
+    """
+
+    def __init__(self, page: Any, service: Service):
+        self.page, self.service = page, service
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def sweep(self) -> None:
+        self.service.visitors.let_go_silent()
+        held = self.page.state_holder
+        for session, state in list(held.session_data.items()):
+            if state.is_closed:
+                self.service.visitors.leave(session)
+            if state.is_closed or session not in self.service.visitors:
+                held.delete_state(session)
+                held.session_data.pop(session, None)
+                held.time_last_used.pop(session, None)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(SWEEP_SECONDS):
+            try:
+                self.sweep()
+            except Exception:
+                logger.exception("Sweeping failed.")
+
+
+class RunningSpace:
+    """A Space that is being served; leave the block, or call `close`, to end it.
+
+    Attributes:
+        url: where it is. service: None where it could not be loaded.
+    """
+
+    def __init__(self, service: Service | None, reason: str = "", host: str | None = None, port: int | None = None):
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", str(HEARTBEAT_SECONDS))
+        # Uploads pass through the disk: a folder that none but this process reads, and that goes with it.
+        self._folder = tempfile.TemporaryDirectory(prefix="fwd2bot-space-")
+        self.uploads = Path(self._folder.name)
+        os.environ["GRADIO_TEMP_DIR"] = self._folder.name
+        self.service = service
+        self.page = build_failed(reason) if service is None else build(service)
+        self.page.queue(default_concurrency_limit=4, max_size=MAX_WAITING, api_open=False)
+        _, self.url, _ = self.page.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            show_error=False,
+            run_history=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            ssr_mode=False,
+            pwa=False,
+            footer_links=["api"],
+            allowed_paths=[],
+            max_file_size=MAX_FILE_BYTES,
+            state_session_capacity=1000,
+            app_kwargs={"middleware": [Middleware(Gate)]},
+            css=CSS,
+        )
+        self._sweeper = None if service is None else Sweeper(self.page, service)
+
+    def __enter__(self) -> "RunningSpace":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.stop()
+        self.page.close()
+        self._folder.cleanup()
+
+    def wait(self) -> None:
+        """Serve until Ctrl-C."""
+        self.page.block_thread()
+
+
+def serve(options: SpaceOptions, host: str | None = None, port: int | None = None) -> None:
+    """Serve a Space until Ctrl-C; where the model or the store cannot be loaded, a page that says so.
+
+    Args:
+        host, port: Default: Gradio's environment variables, which are 127.0.0.1 and the first free one from 7860 on.
+    """
+    service, reason = None, ""
+    try:
+        service = load_service(options.or_environment())
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        print(f"error: {reason}", file=sys.stderr)
+    with RunningSpace(service, reason, host, port) as space:
+        print(f"The Space is at {space.url} (Ctrl-C ends it)", flush=True)
+        space.wait()
