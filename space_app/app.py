@@ -60,6 +60,8 @@ CSS = """
 .f2b-table th, .f2b-table td { text-align: left; padding: 6px 8px; font-weight: 400; vertical-align: top;
   border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere; }
 .f2b-table thead th { font-weight: 600; }
+.f2b-table thead, .f2b-table tbody, .f2b-table tr, .f2b-table th, .f2b-table td { border-left: 0; border-right: 0;
+  border-top: 0; }
 .f2b-figure { margin: 0; } .f2b-figure img { max-width: 100%; min-width: 192px; max-height: 320px; }
 """
 # A picture that is pasted anywhere in the page goes where chosen files go.
@@ -111,7 +113,7 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
     longest = service.max_length
     usual = min(8, longest)
     asked = showcase()
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(60, 120)) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(INTRO)
         with gr.Tabs():
             with gr.Tab("Search", id="search"):

@@ -61,6 +61,7 @@ def add_endpoints(service: Service, concurrency: int) -> None:
     one = gr.File(label="picture", visible=False)
     words = gr.Textbox(label="text", visible=False)
     number = gr.Number(value=5, precision=0, label="count", visible=False)
+    finding = gr.Number(value=1, precision=0, label="find", visible=False)
     ids = gr.JSON(value=[], label="pictures", visible=False)
     switch = gr.Checkbox(value=False, label="uncompressed", visible=False)
     made, hits, answered = (gr.JSON(label=name, visible=False) for name in ("summary", "hits", "answer"))
@@ -85,7 +86,7 @@ def add_endpoints(service: Service, concurrency: int) -> None:
     )
     gr.Button("ask", visible=False).click(
         _raised(ask),
-        [words, ids, number, k, switch],
+        [words, ids, finding, k, switch],
         answered,
         api_name="ask",
         api_description="Answer a question from the summaries of pictures: those with the ids in the list pictures (1 "

@@ -77,4 +77,6 @@ def load_service(options: SpaceOptions) -> Service:
         collection: Shipped | StoreCollection = Shipped(gallery())
     else:
         collection = StoreCollection(open_store(options.store, model, processor))
-    return Service(model, processor, collection, english_only=chosen.name == str(default_checkpoint()))
+    service = Service(model, processor, collection, english_only=chosen.name == str(default_checkpoint()))
+    service.warm_up()
+    return service

@@ -5,10 +5,12 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 from starlette.middleware import Middleware
 
 from .app import CSS, build, build_failed
@@ -19,8 +21,10 @@ from .uploads import MAX_FILE_BYTES, MAX_FILES
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 5
+UPLOAD_SECONDS = 120  # that a file may wait on the disk to be read, which deletes it
 HEARTBEAT_SECONDS = 5  # after which a closed page is noticed
 MAX_WAITING = 100  # in the queue; more are told to come back
+FONT = ["ui-sans-serif", "system-ui", "sans-serif"]  # of the visitor's own machine
 # Of Gradio: files by their path, and pages that are saved on the server.
 CLOSED = ("/file", "/gradio_api/file", "/gradio_api/stream", "/gradio_api/deep_link", "/gradio_api/proxy", "/proxy")
 # The page loads nothing from elsewhere; Gradio's own scripts are inline in part, and its templates are compiled.
@@ -65,11 +69,12 @@ async def _refuse(send: Callable, status: int, words: str) -> None:
 class Sweeper:
     """Lets go, every few seconds, of what a visitor has left behind in the service and in Gradio's own memory.
 
-    Gradio keeps the last value of every component of a session, pictures among them, after its page was closed.
+    Gradio keeps the last value of every component of a session, pictures among them, after its page was closed, and of
+    each upload a folder named after its content and the path.
     """
 
-    def __init__(self, page: Any, service: Service):
-        self.page, self.service = page, service
+    def __init__(self, page: Any, service: Service, uploads: Path):
+        self.page, self.service, self.uploads = page, service, uploads
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -84,6 +89,23 @@ class Sweeper:
                 held.delete_state(session)
                 held.session_data.pop(session, None)
                 held.time_last_used.pop(session, None)
+        self._sweep_uploads(time.time() - UPLOAD_SECONDS)
+        for paths in self.page.temp_file_sets:
+            for path in [path for path in list(paths) if not os.path.exists(path)]:
+                paths.discard(path)
+
+    def _sweep_uploads(self, before: float) -> None:
+        """Delete what was written to the disk before a time, and folders and files that are empty."""
+        for path in sorted(self.uploads.rglob("*"), reverse=True):  # what is in a folder comes before it
+            try:
+                about = path.stat()
+                if path.is_dir():
+                    if about.st_mtime < time.time() - SWEEP_SECONDS:  # an upload makes it just before the file
+                        path.rmdir()  # which fails unless it is empty
+                elif about.st_mtime < before or not about.st_size and about.st_mtime < time.time() - SWEEP_SECONDS:
+                    path.unlink()
+            except OSError:  # not empty, or gone already
+                continue
 
     def stop(self) -> None:
         self._stop.set()
@@ -132,8 +154,9 @@ class RunningSpace:
             state_session_capacity=1000,
             app_kwargs={"middleware": [Middleware(Gate)]},
             css=CSS,
+            theme=gr.themes.Default(font=FONT, font_mono=["ui-monospace", "monospace"]),
         )
-        self._sweeper = None if service is None else Sweeper(self.page, service)
+        self._sweeper = None if service is None else Sweeper(self.page, service, self.uploads)
 
     def __enter__(self) -> "RunningSpace":
         return self

@@ -47,8 +47,10 @@ def load_image(
             if 1 <= width * height <= max_pixels:
                 return _to_rgb(picture)
     except UnidentifiedImageError as error:
-        known = f"a format that Pillow {Image.__version__} reads" if formats is None else f"one of {', '.join(formats)}"
-        raise ValueError(f"{name} is no picture in {known}.") from error
+        known = f"in a format that Pillow {Image.__version__} reads."
+        if formats is not None:
+            known = f"in one of the formats {', '.join(formats)}. Convert it, or choose another one."
+        raise ValueError(f"{name} is no picture {known}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has too many pixels ({error}); {limits}") from error
     except Exception as error:  # Pillow's decoders raise many types for a damaged file
