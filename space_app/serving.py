@@ -170,6 +170,11 @@ class RunningSpace:
         self.page.close()
         self._folder.cleanup()
 
+    def sweep(self) -> None:
+        """Let go now of what those who left have left behind, which happens every few seconds anyway."""
+        if self._sweeper is not None:
+            self._sweeper.sweep()
+
     def wait(self) -> None:
         """Serve until Ctrl-C."""
         self.page.block_thread()

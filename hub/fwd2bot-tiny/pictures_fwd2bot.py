@@ -16,9 +16,7 @@ MAX_DOWNLOAD = 100_000_000  # bytes of a picture behind a URL
 URL_TIMEOUT = 30  # seconds
 
 
-def load_image(
-    image: Any, *, max_pixels: int = MAX_IMAGE_PIXELS, formats: Sequence[str] | None = None
-) -> Image.Image:
+def load_image(image: Any, *, max_pixels: int = MAX_IMAGE_PIXELS, formats: Sequence[str] | None = None) -> Image.Image:
     """Any picture as RGB, the same from a path, from bytes and from PIL.
 
     EXIF orientation is applied, transparency is laid on white, an animation gives its first frame.
@@ -42,7 +40,9 @@ def load_image(
     limits = f"allowed are 1 to {max_pixels:,} in all. Resize it first."
     try:
         # Only what is opened here is closed here.
-        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source, formats=formats) as picture:
+        with (
+            nullcontext(source) if isinstance(source, Image.Image) else Image.open(source, formats=formats) as picture
+        ):
             width, height = picture.size
             if 1 <= width * height <= max_pixels:
                 return _to_rgb(picture)

@@ -45,7 +45,6 @@ def upload(index: int = 0) -> Upload:
 def wide_png(width: int = 20_000, height: int = 20_000) -> bytes:
     """A picture of one colour, small as a file and enormous when it is decoded."""
 
-
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
