@@ -56,10 +56,11 @@ CSS = """
   background: var(--background-fill-secondary); }
 .f2b-pair h4 { margin: 0; font-size: 13px; } .f2b-answer { margin: 4px 0 0; overflow-wrap: anywhere; }
 .f2b-question { font-weight: 600; margin: 12px 0 6px; overflow-wrap: anywhere; }
-.f2b-table { width: 100%; border-collapse: collapse; margin: 12px 0; color: var(--body-text-color); }
+.f2b-table { width: 100%; border: 0 !important; border-collapse: collapse; margin: 12px 0;
+  color: var(--body-text-color); }
 .f2b-table th, .f2b-table td { text-align: left; padding: 6px 8px; font-weight: 400; vertical-align: top;
   border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere; }
-.f2b-table thead th { font-weight: 600; }
+.f2b-table thead th { font-weight: 600; overflow-wrap: normal; }
 .f2b-table thead, .f2b-table tbody, .f2b-table tr, .f2b-table th, .f2b-table td { border-left: 0; border-right: 0;
   border-top: 0; }
 .f2b-figure { margin: 0; } .f2b-figure img { max-width: 100%; min-width: 192px; max-height: 320px; }
@@ -124,6 +125,7 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
                         label="Find pictures that show …",
                         placeholder=asked["queries"][1]["text"],
                         scale=3,
+                        min_width=280,
                         max_lines=3,
                     )
                     search = gr.Button("Search", variant="primary", elem_id="f2b-search")
@@ -140,6 +142,7 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
                         label="Question about the pictures",
                         placeholder=asked["questions"][0]["text"],
                         scale=3,
+                        min_width=280,
                         max_lines=3,
                     )
                     ask = gr.Button("Ask", variant="primary", elem_id="f2b-ask")
@@ -147,7 +150,12 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
                 with gr.Row():
                     ask_k = gr.Slider(1, longest, usual, step=1, label="k, summary tokens of each picture")
                     find = gr.Slider(
-                        0, MAX_ASKED, 0, step=1, label="Let the question find so many pictures (0: those ticked below)"
+                        0,
+                        MAX_ASKED,
+                        0,
+                        step=1,
+                        label="Pictures for the question to find",
+                        info="0: it is about those ticked below",
                     )
                     both = gr.Checkbox(True, label="Also answer uncompressed")
                 ask_status = gr.HTML(elem_id="f2b-ask-status")

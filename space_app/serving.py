@@ -127,12 +127,17 @@ class RunningSpace:
     """
 
     def __init__(self, service: Service | None, reason: str = "", host: str | None = None, port: int | None = None):
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", str(HEARTBEAT_SECONDS))
         # Uploads pass through the disk: a folder that none but this process reads, and that goes with it.
         self._folder = tempfile.TemporaryDirectory(prefix="fwd2bot-space-")
         self.uploads = Path(self._folder.name)
-        os.environ["GRADIO_TEMP_DIR"] = self._folder.name
+        settings = {
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "GRADIO_ANALYTICS_MAX_EVENTS": "1",  # its queue remembers the sessions of so many calls
+            "GRADIO_HEARTBEAT_INTERVAL": os.environ.get("GRADIO_HEARTBEAT_INTERVAL", str(HEARTBEAT_SECONDS)),
+            "GRADIO_TEMP_DIR": self._folder.name,
+        }
+        self._before = {name: os.environ.get(name) for name in settings}
+        os.environ.update(settings)
         self.service = service
         self.page = build_failed(reason) if service is None else build(service)
         self.page.queue(default_concurrency_limit=4, max_size=MAX_WAITING, api_open=False)
@@ -169,6 +174,11 @@ class RunningSpace:
             self._sweeper.stop()
         self.page.close()
         self._folder.cleanup()
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
     def sweep(self) -> None:
         """Let go now of what those who left have left behind, which happens every few seconds anyway."""

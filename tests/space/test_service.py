@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import upload
 from PIL import Image
+from space_files import upload
 
 from fwd2bot.pipelines.embedded import gallery, showcase
 from fwd2bot.space_app.uploads import Upload, VisitorError

@@ -3,8 +3,8 @@
 from io import BytesIO
 
 import pytest
-from conftest import png, wide_png
 from PIL import Image
+from space_files import png, wide_png
 
 from fwd2bot.space_app import uploads
 from fwd2bot.space_app.uploads import Upload, VisitorError, decode, encode, read_and_delete, shown_name

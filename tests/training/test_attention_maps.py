@@ -56,7 +56,7 @@ def test_model_stays_as_it_is(shared_fwd2bot, tiny_processor):
 
 
 def test_map_follows_the_order_of_the_patches(tiny_fwd2bot, tiny_processor, monkeypatch):
-    """Weights that are put on one image token alone appear at its row and column: token 9 of 4 x 4 is row 2, column 1."""
+    """Weights that are put on one image token alone appear in its place: token 9 of 4 x 4 is row 2, column 1."""
     inputs = tiny_processor.process_images(tiny.pictures(1))
     place = (inputs["input_ids"][0] == tiny_fwd2bot.image_token_id).nonzero()[9, 0]
     length = inputs["input_ids"].shape[1] + 4

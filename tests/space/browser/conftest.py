@@ -41,7 +41,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser, space):
-    """`open_page(width=…, dark=…)` opens the Space as a new visitor; whatever goes wrong in the page fails the test."""
+    """`open_page(width=…, dark=…)` opens the Space for a new visitor; an error of the page fails the test."""
     contexts, wrong = [], []
 
     def open_one(width=1000, height=900, dark=False, **options):
