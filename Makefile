@@ -10,7 +10,7 @@ OLDEST := .venv-oldest
 FAMILIES := .venv-families
 
 .DEFAULT_GOAL := help
-.PHONY: help demo space space-export test test-slow test-space test-oldest test-families lint format wheel benchmark-import clean distclean
+.PHONY: help demo space space-export space-pictures test test-slow test-space test-oldest test-families lint format wheel benchmark-import clean distclean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ space-export: $(VENV)/.installed-space ## Write a folder that runs as a Space of
 	rm -rf dist/space-wheel
 	$(PY) -m build --wheel --outdir dist/space-wheel .
 	$(PY) -m fwd2bot.space_app.export --wheel dist/space-wheel/*.whl --pictures docs --to dist/space $(ARGS)
+
+space-pictures: $(VENV)/.installed-space ## Take the pictures of the Space in docs/ anew; needs Chromium
+	FWD2BOT_SPACE_PICTURES=docs $(PY) -m pytest tests/space/browser -m browser -k picture_of_each_tab $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run the tests (without those marked slow or gpu)
 	$(PY) -m pytest $(ARGS)

@@ -1,23 +1,18 @@
 """The page of the Space. What it shows is made in `views`, what it does in `service`."""
 
-import os
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
 
-# Read when Gradio is imported: nothing is told to anybody.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+import gradio as gr
 
-import functools  # noqa: E402
-import logging  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
-from typing import Any  # noqa: E402
+from fwd2bot.pipelines.embedded import showcase
 
-import gradio as gr  # noqa: E402
-
-from fwd2bot.pipelines.embedded import showcase  # noqa: E402
-
-from . import views  # noqa: E402
-from .endpoints import add_endpoints  # noqa: E402
-from .service import MAX_ASKED, Service  # noqa: E402
-from .uploads import MAX_FILE_BYTES, MAX_FILES, VisitorError, read_and_delete  # noqa: E402
+from . import views
+from .endpoints import add_endpoints
+from .service import MAX_ASKED, Service
+from .uploads import MAX_FILE_BYTES, MAX_FILES, VisitorError, read_and_delete
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -131,7 +132,6 @@ class RunningSpace:
         self._folder = tempfile.TemporaryDirectory(prefix="fwd2bot-space-")
         self.uploads = Path(self._folder.name)
         settings = {
-            "GRADIO_ANALYTICS_ENABLED": "False",
             "GRADIO_ANALYTICS_MAX_EVENTS": "1",  # its queue remembers the sessions of so many calls
             "GRADIO_HEARTBEAT_INTERVAL": os.environ.get("GRADIO_HEARTBEAT_INTERVAL", str(HEARTBEAT_SECONDS)),
             "GRADIO_TEMP_DIR": self._folder.name,
@@ -202,6 +202,7 @@ def serve(options: SpaceOptions, host: str | None = None, port: int | None = Non
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         print(f"error: {reason}", file=sys.stderr)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # which leaves the block below, and its folder is deleted
     with RunningSpace(service, reason, host, port) as space:
         print(f"The Space is at {space.url} (Ctrl-C ends it)", flush=True)
         space.wait()

@@ -317,6 +317,13 @@ def test_tour_prints_its_results_as_json(checkpoint, tmp_path, monkeypatch):
     assert (tmp_path / "hits.png").is_file()
 
 
+def test_demo_without_gradio_says_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith(("gradio", "fwd2bot.space_app"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert 'This needs gradio, which is not installed: pip install "fwd2bot[space]"' in fails("demo")
+
+
 def test_error_of_the_tour_is_one_line(checkpoint, tmp_path):
     assert "is a folder" in fails("tour", "--model", checkpoint, "--output", tmp_path)
 
