@@ -57,7 +57,35 @@ def megabytes(process: psutil.Process) -> float:
     return process.memory_info().rss / 1e6
 
 
-def measure(visitors: int, seconds: float, settle: float) -> dict[str, Any]:
+def load(
+    url: str, expected: dict[int, dict[str, Any]], seconds: float, process: psutil.Process
+) -> tuple[dict[str, list[float]], Counter[str], list[str], float]:
+    """All visitors at once for so many seconds: times of calls, outcomes of visits, errors, most megabytes."""
+    times: dict[str, list[float]] = {"compress": [], "search": [], "ask": []}
+    outcome: Counter[str] = Counter()
+    errors: list[str] = []
+    end = time.monotonic() + seconds
+
+    def run(number: int) -> None:
+        while time.monotonic() < end:
+            try:
+                same = visit(url, number, times) == expected[number]
+                outcome["right" if same else "mixed up"] += 1
+            except Exception as error:
+                outcome["failed"] += 1
+                errors.append(f"{type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in expected]
+    for thread in threads:
+        thread.start()
+    most = megabytes(process)
+    while any(thread.is_alive() for thread in threads):
+        most = max(most, megabytes(process))
+        time.sleep(0.2)
+    return times, outcome, errors, most
+
+
+def measure(visitors: int, seconds: float, warm_up: float, settle: float) -> dict[str, Any]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "fwd2bot_cli", "demo", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
@@ -65,29 +93,10 @@ def measure(visitors: int, seconds: float, settle: float) -> dict[str, Any]:
             url = next(found[0] for line in server.stdout if (found := STARTED.search(line)))
             process = psutil.Process(server.pid)
             expected = {number: visit(url, number) for number in range(visitors)}  # alone, one after the other
+            load(url, expected, warm_up, process)  # what the libraries fetch and keep once is no leak
             time.sleep(settle)
             before = megabytes(process)
-            times: dict[str, list[float]] = {"compress": [], "search": [], "ask": []}
-            outcome: Counter[str] = Counter()
-            errors: list[str] = []
-            end = time.monotonic() + seconds
-
-            def run(number: int) -> None:
-                while time.monotonic() < end:
-                    try:
-                        same = visit(url, number, times) == expected[number]
-                        outcome["right" if same else "mixed up"] += 1
-                    except Exception as error:
-                        outcome["failed"] += 1
-                        errors.append(f"{type(error).__name__}: {error}")
-
-            threads = [threading.Thread(target=run, args=(number,)) for number in range(visitors)]
-            for thread in threads:
-                thread.start()
-            most = before
-            while any(thread.is_alive() for thread in threads):
-                most = max(most, megabytes(process))
-                time.sleep(0.2)
+            times, outcome, errors, most = load(url, expected, seconds, process)
             time.sleep(settle)
             after = megabytes(process)
         finally:
@@ -114,9 +123,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--visitors", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--warm-up", type=float, default=30.0, help="seconds of the same load before that")
     parser.add_argument("--settle", type=float, default=20.0, help="seconds before memory is read")
     arguments = parser.parse_args()
-    print(json.dumps(measure(arguments.visitors, arguments.seconds, arguments.settle), indent=2))
+    print(json.dumps(measure(arguments.visitors, arguments.seconds, arguments.warm_up, arguments.settle), indent=2))
 
 
 if __name__ == "__main__":

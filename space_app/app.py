@@ -51,7 +51,7 @@ CSS = """
   background: var(--background-fill-secondary); }
 .f2b-pair h4 { margin: 0; font-size: 13px; } .f2b-answer { margin: 4px 0 0; overflow-wrap: anywhere; }
 .f2b-question { font-weight: 600; margin: 12px 0 6px; overflow-wrap: anywhere; }
-.f2b-table { width: 100%; border: 0 !important; border-collapse: collapse; margin: 12px 0;
+.f2b-table { width: 100%; table-layout: fixed; border: 0 !important; border-collapse: collapse; margin: 12px 0;
   color: var(--body-text-color); }
 .f2b-table th, .f2b-table td { text-align: left; padding: 6px 8px; font-weight: 400; vertical-align: top;
   border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere; }

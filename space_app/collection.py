@@ -49,8 +49,8 @@ class Shipped:
         self._summary = service.compress(images)
         for index, (entry, image) in enumerate(zip(self._entries, images, strict=True)):
             title = f"Picture {entry.path.stem}"
-            made = Picture(f"gallery-{entry.path.stem}", title, entry.description, encode(image), self._summary[index])
-            self.pictures.append(made)
+            name, summary = f"gallery-{entry.path.stem}", self._summary[index]
+            self.pictures.append(Picture(name, title, entry.description, encode(image), summary, described=True))
         self._by_id = {picture.id: picture for picture in self.pictures}
         self._embeddings: dict[int, torch.Tensor] = {}
 

@@ -280,6 +280,8 @@ class Service:
     def look(self, session: str, one: str | None, length: int, texts: Sequence[str]) -> Look:
         """Where each summary token of a picture looked, how close the picture is to texts, and what it weighs.
 
+        The texts are those given, and that which describes the picture, where there is one.
+
         Raises:
             VisitorError: for no picture, one that is not here, or too many texts.
         """
@@ -291,6 +293,8 @@ class Service:
             raise VisitorError(f"{len(texts)} texts are too many; give at most {MAX_TEXTS}, one a line.")
         with self.visitors.visit(session) as visitor:
             [picture] = self._find(visitor, [one])
+        if picture.described:
+            texts = [picture.text, *texts]
         image, maps, note = picture.image(), None, None
         try:
             maps = attention_maps(self.model, self.processor, image, num_summary_tokens=length)

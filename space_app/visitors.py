@@ -28,6 +28,7 @@ class Picture:
         title: what the page calls it. text: what it shows, for who does not see it.
         jpeg: what is kept of it, encoded anew; None where the original cannot be reached.
         summary: `Fwd2BotSummary` of length 1, at the largest length.
+        described: whether `text` is a description of it.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Picture:
     text: str
     jpeg: bytes | None
     summary: Any
+    described: bool = False
 
     def image(self) -> Image.Image:
         """The pixels that the model saw, and sees again uncompressed.

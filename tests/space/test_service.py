@@ -217,7 +217,10 @@ def test_ten_visitors_at_once_get_what_they_get_one_after_the_other(service, vis
 def test_look_shows_maps_sizes_and_the_closest_text_first(service, visitor):
     found = service.look(visitor, "gallery-43", 4, ["a yellow banana", "three carrots and a helicopter", ""])
     assert found.maps.maps.shape == (4, 8, 8)
-    assert [text for text, _ in found.closeness] == ["three carrots and a helicopter", "a yellow banana"]
+    described = gallery()[43].description
+    texts, scores = zip(*found.closeness, strict=True)
+    assert set(texts[:2]) == {described, "three carrots and a helicopter"} and texts[2] == "a yellow banana"
+    assert list(scores) == sorted(scores, reverse=True) and scores[1] > 0.5 > scores[2]
     assert (found.summary_bytes, found.image_bytes) == (4 * 192 * 2, 64 * 192 * 2)
     assert 1000 < found.jpeg_bytes < 10_000
 
