@@ -1,5 +1,6 @@
 """What programs call, and what the server does not serve."""
 
+import json
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -101,3 +102,16 @@ def test_page_may_load_nothing_from_elsewhere(space):
 def test_nothing_is_shared_or_told(space):
     assert not space.page.share and not space.page.analytics_enabled
     assert space.url.startswith("http://127.0.0.1:")
+
+
+def test_file_of_the_server_can_neither_be_read_nor_deleted(space, tmp_path):
+    """A call that names a path instead of an upload."""
+    mine = tmp_path / "mine.png"
+    mine.write_bytes(gallery()[0].path.read_bytes())
+    data = json.dumps({"data": [{"path": str(mine), "meta": {"_type": "gradio.FileData"}}, 8]}).encode()
+    call = Request(space.url + "gradio_api/call/compress", data, {"Content-Type": "application/json"})
+    with urlopen(call) as answer:
+        event = json.loads(answer.read())["event_id"]
+    with urlopen(space.url + f"gradio_api/call/compress/{event}") as answer:
+        assert answer.read().decode().startswith("event: error")
+    assert mine.exists()

@@ -106,6 +106,24 @@ def test_uploads_are_added_shown_found_and_removed(open_page):
     assert "forgotten" in message(page, "search")
 
 
+def test_progress_is_seen_while_pictures_are_compressed(open_page, service, monkeypatch):
+    page = open_page()
+    compress, seen, batches = service.compress, threading.Event(), []
+
+    def second_batch_waits(images):
+        if batches:
+            seen.wait(20)
+        batches.append(len(images))
+        return compress(images)
+
+    monkeypatch.setattr(service, "compress", second_batch_waits)
+    page.set_input_files("#f2b-upload input[type=file]", [own_file(index, f"{index}.png") for index in range(9)])
+    page.get_by_text("8/9").first.wait_for()
+    seen.set()
+    assert message(page, "search") == "9 of your pictures added and compressed."
+    assert batches == [8, 1]
+
+
 def test_pasted_picture_is_added(open_page):
     page = open_page()
     page.evaluate(
