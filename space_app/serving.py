@@ -1,5 +1,7 @@
 """Starting the web server of the Space, what it does not serve, and that it forgets who has left."""
 
+import ctypes
+import gc
 import logging
 import os
 import signal
@@ -8,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from .app import CSS, build, build_failed
 from .options import SpaceOptions, load_service
 from .service import Service
 from .uploads import MAX_FILE_BYTES, MAX_FILES
+from .visitors import IDLE_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +74,8 @@ async def _refuse(send: Callable, status: int, words: str) -> None:
 class Sweeper:
     """Lets go, every few seconds, of what a visitor has left behind in the service and in Gradio's own memory.
 
-    Gradio keeps the last value of every component of a session, pictures among them, after its page was closed, and of
-    each upload a folder named after its content and the path.
+    Gradio keeps the last value of every component of a session, pictures among them, after its page was closed, its
+    places in the queue, and of each upload a folder named after its content and the path.
     """
 
     def __init__(self, page: Any, service: Service, uploads: Path):
@@ -82,14 +86,23 @@ class Sweeper:
 
     def sweep(self) -> None:
         self.service.visitors.let_go_silent()
-        held = self.page.state_holder
+        held, queue = self.page.state_holder, self.page._queue
+        silent = datetime.now() - timedelta(seconds=IDLE_SECONDS)
+        gone = []
         for session, state in list(held.session_data.items()):
             if state.is_closed:
                 self.service.visitors.leave(session)
-            if state.is_closed or session not in self.service.visitors:
-                held.delete_state(session)
-                held.session_data.pop(session, None)
-                held.time_last_used.pop(session, None)
+            elif session in self.service.visitors or held.time_last_used.get(session, silent) > silent:
+                continue
+            held.delete_state(session)
+            for kept in (held.session_data, held.time_last_used):
+                kept.pop(session, None)
+            if not queue.pending_event_ids_session.get(session):
+                queue.pending_event_ids_session.pop(session, None)
+                queue.pending_messages_per_session.pop(session, None)
+            gone.append(session)
+        if gone:
+            _give_memory_back()
         self._sweep_uploads(time.time() - UPLOAD_SECONDS)
         for paths in self.page.temp_file_sets:
             for path in [path for path in list(paths) if not os.path.exists(path)]:
@@ -118,6 +131,14 @@ class Sweeper:
                 self.sweep()
             except Exception:
                 logger.exception("Sweeping failed.")
+
+
+def _give_memory_back() -> None:
+    """To the system what is free, which the C library of Linux otherwise keeps for a next time."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 class RunningSpace:
