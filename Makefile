@@ -2,9 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 2
 
 PY := $(VENV)/bin/python
 PIP_INSTALL := -m pip install --disable-pip-version-check
+# The tests of one file stay in one process, since they share what is costly to build.
+PYTEST := -m pytest -n $(JOBS) --dist loadfile
 # Environments of their own, for tests that need other packages than the rest.
 OLDEST := .venv-oldest
 FAMILIES := .venv-families
@@ -14,7 +17,7 @@ FAMILIES := .venv-families
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  ARGS=… is handed on, as in: make test ARGS='-k summary -x'"
+	@echo "  ARGS=… is handed on, as in: make test ARGS='-k summary -x'; JOBS=… is the number of processes of tests, 2 by default"
 
 demo: $(VENV)/.installed ## Compress the gallery, then search it and ask about it from the summaries alone
 	$(PY) -m fwd2bot.pipelines.demo $(ARGS)
@@ -30,8 +33,11 @@ space-export: $(VENV)/.installed-space ## Write a folder that runs as a Space of
 space-pictures: $(VENV)/.installed-space ## Take the pictures of the Space in docs/ anew; needs Chromium
 	FWD2BOT_SPACE_PICTURES=docs $(PY) -m pytest tests/space/browser -m browser -k picture_of_each_tab $(ARGS)
 
+# Their models are tiny: a second thread only waits for the first.
+test test-slow test-space test-oldest test-families: export OMP_NUM_THREADS ?= 1
+
 test: $(VENV)/.installed-dev ## Run the tests (without those marked slow or gpu)
-	$(PY) -m pytest $(ARGS)
+	$(PY) $(PYTEST) $(ARGS)
 
 test-slow: $(VENV)/.installed-ray ## Run the tests marked slow; installs Ray
 	$(PY) -m pytest -m "slow and not gpu" $(ARGS)
@@ -41,10 +47,10 @@ test-space: $(VENV)/.installed-space ## Run the tests of the Space in a browser;
 	$(PY) -m pytest tests/space -m "not slow and not gpu" $(ARGS)
 
 test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that are allowed (constraints-oldest.txt)
-	$(OLDEST)/bin/python -m pytest $(ARGS)
+	$(OLDEST)/bin/python $(PYTEST) $(ARGS)
 
 test-families: $(FAMILIES)/.installed ## Run the tests of all families of backbones and of quantisation, with what these need
-	$(FAMILIES)/bin/python -m pytest -p tests.torchvision_on_cpu tests/families tests/modeling/quantised $(ARGS)
+	$(FAMILIES)/bin/python $(PYTEST) -p tests.torchvision_on_cpu tests/families tests/modeling/quantised $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style and formatting; changes nothing
 	$(PY) -m ruff check .

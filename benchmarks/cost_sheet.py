@@ -7,7 +7,7 @@ The first table is for the setting that was measured, the second for embeddings 
 billion parameters are, which were not measured. Nothing above the largest measured store was run. The model:
 
 - Disk: bytes of a row times rows. Tokens and embedding of another setting by the format; what else a row costs
-  (source, metadata, look-up indices) as measured. Of an index, `d / 16` bytes of a row ("ivf_pq") or `d` ("hnsw_sq")
+  (source, metadata, look-up indices) as measured. Of an index, `d / 8` bytes of a row ("ivf_pq") or `d` ("hnsw_sq")
   grow with the width, the rest is as measured.
 - Machines: rows are split evenly, at most `--rows-per-machine` on each, all search at once, and time on the network is
   left out. Memory and times are those of one machine.
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from fwd2bot.pipelines.store.codecs import token_bytes
+from fwd2bot.pipelines.store.table import PQ_NUMBERS
 
 IMAGES = [1_000_000, 100_000_000, 10_000_000_000]
 WIDE = [(k, 4096, codec) for codec in ("int4", "fp16") for k in (8, 16)]
@@ -68,7 +69,7 @@ def cost(
     found["exact_memory"] = base
     found["exact_ms"] = times[1]["exact"]["median_ms"] + wider * slope * rows - slope * largest["rows"]
     for kind, index in largest["indices"].items():
-        of_row = index["bytes_per_row"] + (width - measured) / (16 if kind == "ivf_pq" else 1)
+        of_row = index["bytes_per_row"] + (width - measured) / (PQ_NUMBERS if kind == "ivf_pq" else 1)
         found[f"{kind}_bytes"] = images * of_row
         found[f"{kind}_memory"] = base + rows * of_row
         milliseconds = wider * times[1][kind]["median_ms"]

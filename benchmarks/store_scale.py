@@ -39,7 +39,7 @@ from fwd2bot.summary_fwd2bot import pool_summary
 WHERE = "year = 2003"  # true of one row in ten
 TOP_K = 10
 FEW = 50  # searches with a filter, and with late interaction
-SWEEP = {"ivf_pq": [(5, 30), (20, 30), (50, 30), (20, 1), (20, 10)], "hnsw_sq": [(1, 1), (1, 10), (1, 30)]}
+SWEEP = {"ivf_pq": [(5, 50), (20, 50), (50, 50), (20, 1), (20, 10), (20, 200)], "hnsw_sq": [(1, 1), (1, 10), (1, 50)]}
 
 
 def load_queries(seeds: str) -> tuple[np.ndarray, np.ndarray]:

@@ -240,6 +240,11 @@ class CheckpointMixin:
                 "The backbone is quantised, and a full checkpoint holds it in the precision that it was trained in. "
                 "Save with adapter_only=True, which leaves the backbone out."
             )
+        if self.config.train_connector and adapter_only:
+            raise ValueError(
+                "The connector of this model's backbone was trained with it (config.train_connector), and adapters "
+                "alone would lose it. Save in full, without adapter_only."
+            )
         if kwargs.get("distributed_checkpoint"):
             raise ValueError("distributed_checkpoint is not supported. Leave it out: the main process writes it all.")
         if os.path.isfile(save_directory):

@@ -3,10 +3,12 @@
 import math
 from typing import Any, ClassVar
 
+import torch
 from peft import LoraConfig
 from transformers import AutoConfig, PreTrainedConfig
 
 STAGES = ("compress", "generate")
+CONTRASTIVE_LOSSES = ("infonce", "sigmoid")
 IMAGE_PROMPT = "Summarize the image in a few words."
 TEXT_PROMPT = "Summarize the sentence in a few words."
 
@@ -49,8 +51,12 @@ class Fwd2BotConfig(PreTrainedConfig):
             Arguments of `peft.LoraConfig` for the stages "compress" and "generate".
         autoregressive_loss_weight, contrastive_loss_weight (`float`):
             Weights of the two losses in `forward`.
+        contrastive_loss (`str`):
+            "infonce" (as CLIP) or "sigmoid" (as SigLIP), which has a learnt bias, `logit_bias`, among the weights.
         initial_temperature, min_temperature (`float`):
-            Softmax temperature of the contrastive loss: where the learnt one starts, and its lower clamp.
+            Temperature of the contrastive loss: where the learnt one starts, and its lower clamp.
+        train_connector (`bool`):
+            Whether the backbone's own projector trains as well. Then only a full checkpoint can hold the model.
         fingerprint (`str`, *optional*):
             Hash of the trained weights, written by `save_pretrained` and carried by every summary; `None` for a model
             that has been trained since it was saved.
@@ -66,7 +72,13 @@ class Fwd2BotConfig(PreTrainedConfig):
 
     model_type: ClassVar[str] = "fwd2bot"
     # Read by transformers' Trainer: what it shall not gather in evaluation.
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "summary", "hidden_states", "attentions"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "past_key_values",
+        "summary",
+        "image_embeds_by_length",
+        "hidden_states",
+        "attentions",
+    ]
 
     backbone_config: dict | PreTrainedConfig | None = None
     backbone_name_or_path: str | None = None
@@ -78,6 +90,8 @@ class Fwd2BotConfig(PreTrainedConfig):
     adapters: dict[str, dict] | None = None
     autoregressive_loss_weight: float = 1.0
     contrastive_loss_weight: float = 1.0
+    contrastive_loss: str = "infonce"
+    train_connector: bool = False
     initial_temperature: float = 0.07
     min_temperature: float = 0.01
     fingerprint: str | None = None
@@ -115,8 +129,13 @@ class Fwd2BotConfig(PreTrainedConfig):
             )
         if self.adapters is not None:
             self._validate_adapters()
-        if not isinstance(self.adapter_only, bool):
-            raise TypeError(f"adapter_only must be true or false, got {self.adapter_only!r}.")
+        for name in ("adapter_only", "train_connector"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be true or false, got {getattr(self, name)!r}.")
+        if self.contrastive_loss not in CONTRASTIVE_LOSSES:
+            raise ValueError(
+                f"contrastive_loss must be one of {list(CONTRASTIVE_LOSSES)}, got {self.contrastive_loss!r}."
+            )
         if self.merged_stage not in (None, "compress"):
             raise ValueError(f"merged_stage must be None or 'compress', got {self.merged_stage!r}.")
         numbers = ("autoregressive_loss_weight", "contrastive_loss_weight", "initial_temperature", "min_temperature")
@@ -173,6 +192,18 @@ def check_num_summary_tokens(value: int | None, config: Fwd2BotConfig) -> int:
             f"Choose 1 to {config.num_summary_tokens}; it was trained at {config.summary_lengths}."
         )
     return value
+
+
+def check_lengths(lengths: torch.Tensor, num_images: int, config: Fwd2BotConfig) -> torch.Tensor:
+    """`(N,)` lengths of single images as they are; an error unless each is in 1..num_summary_tokens."""
+    most = config.num_summary_tokens
+    whole = not lengths.is_floating_point() and lengths.dtype != torch.bool
+    if not whole or lengths.shape != (num_images,) or not 1 <= int(lengths.min()) <= int(lengths.max()) <= most:
+        raise ValueError(
+            f"num_summary_tokens as a tensor must hold {num_images} integers in 1..{most}, one for each image, got "
+            f"{lengths.tolist()}."
+        )
+    return lengths
 
 
 def _config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:

@@ -27,6 +27,7 @@ MODEL_FILES = (
     "generation_fwd2bot.py",
     "losses_fwd2bot.py",
     "modeling_fwd2bot.py",
+    "output_fwd2bot.py",
     "packing_fwd2bot.py",
     "pickling_fwd2bot.py",
     "pictures_fwd2bot.py",

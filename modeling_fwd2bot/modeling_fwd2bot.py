@@ -7,14 +7,12 @@ place of the image, and answers. Source: Fwd2Bot (arXiv 2503.21757) and its Neur
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText, PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .adapters_fwd2bot import (
     checkpoint_stage,
@@ -26,14 +24,16 @@ from .adapters_fwd2bot import (
     left_out_pattern,
     run_stage,
 )
-from .backbone_fwd2bot import causal_token_types, reads_token_types, with_queries
+from .backbone_fwd2bot import causal_token_types, connector_parameters, reads_token_types, with_queries
 from .checkpoint_fwd2bot import CheckpointMixin
-from .configuration_fwd2bot import STAGES, Fwd2BotConfig, check_num_summary_tokens
+from .configuration_fwd2bot import STAGES, Fwd2BotConfig, check_lengths, check_num_summary_tokens
 from .export_fwd2bot import ExportMixin
 from .generation_fwd2bot import SummaryGenerationMixin, take_prefixed
-from .losses_fwd2bot import autoregressive_loss, contrastive_loss
+from .losses_fwd2bot import INITIAL_LOGIT_BIAS, autoregressive_loss, contrastive_loss, sigmoid_loss
+from .output_fwd2bot import Fwd2BotOutput
 from .packing_fwd2bot import check_packable, packed_attention_mask
 from .placeholders_fwd2bot import (
+    check_placeholder_images,
     check_placeholders,
     count_placeholders,
     expand_placeholders,
@@ -41,30 +41,6 @@ from .placeholders_fwd2bot import (
 )
 from .quantization_fwd2bot import check_gradients, shown_to_peft
 from .summary_fwd2bot import Fwd2BotSummary, pool_summary
-
-
-@dataclass
-class Fwd2BotOutput(ModelOutput):
-    """What `forward` returns.
-
-    Args:
-        loss: scalar, the weighted sum of the two losses below, as far as their inputs were given.
-        autoregressive_loss, contrastive_loss: scalars, unweighted.
-        logits: `(N, L', V)`, L' the length of the prompts with their summaries in place.
-        summary: [`Fwd2BotSummary`] of the images, with gradients.
-        image_embeds: `(N, e)`, text_embeds: `(M, e)`, float32 of unit norm, at the largest length of this batch.
-    """
-
-    loss: torch.Tensor | None = None
-    autoregressive_loss: torch.Tensor | None = None
-    contrastive_loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    summary: Fwd2BotSummary | None = None
-    image_embeds: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
-    past_key_values: Any | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGenerationMixin, PreTrainedModel):
@@ -130,6 +106,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
         with torch.no_grad():
             self.summary_projector.weight.mul_(0.1)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.initial_temperature)))
+        if config.contrastive_loss == "sigmoid":
+            self.logit_bias = nn.Parameter(torch.tensor(INITIAL_LOGIT_BIAS))
         self.post_init()
         ignored = self._keys_to_ignore_on_load_unexpected  # a list or a set, as the version of transformers has it
         ignored = [] if ignored is None else ignored
@@ -151,12 +129,17 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
             if is_adapter_parameter(name)
             or name.endswith(".summary_queries")
             or name.startswith("summary_projector.")
-            or name == "logit_scale"
+            or name in ("logit_scale", "logit_bias")
         }
 
     def mark_trainable(self) -> dict[str, nn.Parameter]:
-        """Set `requires_grad` on exactly the parameters of `trained_parameters()`, and return those."""
+        """Set `requires_grad` on exactly the parameters of `trained_parameters()`, and return those.
+
+        With `config.train_connector`, on those of the backbone's connector as well.
+        """
         trained = self.trained_parameters()
+        if self.config.train_connector:
+            trained |= {f"backbone.{name}": value for name, value in connector_parameters(self.backbone).items()}
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in trained)
         return trained
@@ -238,11 +221,16 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
         tokens = summary.tokens[summary.mask].to(embeds)  # (T, d), T = sum of lengths
         return embeds.masked_scatter(expanded["slots"].to(embeds.device).unsqueeze(-1), tokens)
 
-    def _draw_lengths(self, num_images: int, num_summary_tokens: int | None) -> tuple[torch.Tensor, list[int]]:
+    def _lengths(
+        self, num_images: int, num_summary_tokens: int | torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[int]]:
         """`(N,)` length per image for the generate pass, and the lengths at which the contrastive loss is taken.
 
-        Both are the given length; in training, without one, draws from `config.summary_lengths`, and all of it.
+        Both are the given length. In training, without one, lengths are drawn from `config.summary_lengths`; where
+        they are drawn or given image by image, the contrastive loss is taken at all of `config.summary_lengths`.
         """
+        if isinstance(num_summary_tokens, torch.Tensor):
+            return check_lengths(num_summary_tokens, num_images, self.config), list(self.config.summary_lengths)
         if num_summary_tokens is not None or not self.training:
             k = check_num_summary_tokens(num_summary_tokens, self.config)
             return torch.full((num_images,), k), [k]
@@ -255,7 +243,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
         attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         segment_ids: torch.LongTensor | None = None,
-        num_summary_tokens: int | None = None,
+        placeholder_image: torch.LongTensor | None = None,
+        num_summary_tokens: int | torch.LongTensor | None = None,
         text_input_ids: torch.LongTensor | None = None,
         text_attention_mask: torch.Tensor | None = None,
         text_image: torch.LongTensor | None = None,
@@ -272,13 +261,15 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
             input_ids, attention_mask, labels: `(N, L)` instructions with one placeholder per image, and what to learn
                 (-100 elsewhere).
             compress_input_ids, compress_attention_mask, compress_pixel_values, ...: `process_images` of the images,
-                keys prefixed; the i-th image belongs to the i-th placeholder.
+                keys prefixed.
+            placeholder_image: `(P,)` row of the image that each placeholder shows, row by row. An image may be in none
+                or in several. Default: the i-th placeholder shows the i-th image.
             segment_ids: `(N, L)`, for rows that pack many conversations about one image: 0 for the shared prefix, s
                 for the s-th conversation, which sees the prefix and itself.
-            num_summary_tokens: length k for all images. Default: in training, one drawn per image from
-                `config.summary_lengths`; in evaluation `config.num_summary_tokens`.
+            num_summary_tokens: length k for all images, or `(N,)` for each. Default: in training, one drawn per image
+                from `config.summary_lengths`; in evaluation `config.num_summary_tokens`.
             text_input_ids, text_attention_mask: `(M, T)` `process_texts` of captions, for the contrastive loss, which
-                is averaged over `config.summary_lengths` when the length is drawn.
+                is averaged over `config.summary_lengths` when lengths vary.
             text_image, text_image_mask: see `losses_fwd2bot.contrastive_loss`. Default: text i describes image i.
             position_ids, inputs_embeds, logits_to_keep, ...: of one step of generation; not together with images.
             num_items_in_batch: labels in all batches of one optimiser step, as `Trainer` counts them.
@@ -291,8 +282,10 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
         """
         compress_inputs = take_prefixed(kwargs, "compress_")
         if not compress_inputs:
-            if text_input_ids is not None or segment_ids is not None:
-                raise ValueError("Captions and segment_ids need images: give the `compress_` tensors as well.")
+            if any(value is not None for value in (text_input_ids, segment_ids, placeholder_image)):
+                raise ValueError(
+                    "Captions, segment_ids and placeholder_image need images: give the `compress_` tensors as well."
+                )
             self._require_stage("generate")
             if inputs_embeds is None and kwargs.get("past_key_values") is None:
                 self._check_no_image(input_ids, attention_mask, kwargs)
@@ -322,20 +315,30 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
         if self.training:
             check_gradients(self.backbone)
         num_images = len(compress_inputs["input_ids"])
-        lengths, pooled = self._draw_lengths(num_images, num_summary_tokens)
+        lengths, pooled = self._lengths(num_images, num_summary_tokens)
         if input_ids is not None:
             self._require_stage("generate")
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            check_placeholders(count_placeholders(input_ids, mask, self.image_token_id), num_images)
+            per_row = count_placeholders(input_ids, mask, self.image_token_id)
+            if placeholder_image is None:
+                check_placeholders(per_row, num_images)
+            else:
+                check_placeholder_images(placeholder_image, per_row, num_images)
+        elif placeholder_image is not None:
+            raise ValueError("placeholder_image says what the placeholders of input_ids show: give those as well.")
 
-        k_max = max(pooled)
+        k_max = max(*pooled, int(lengths.max()))
         tokens = self._compress_pass(k_max, **compress_inputs)  # (N, k_max, d)
         output = Fwd2BotOutput(summary=Fwd2BotSummary(tokens, lengths))
         output.image_embeds = pool_summary(tokens, k_max)
+        output.image_embeds_by_length = torch.stack([pool_summary(tokens, k) for k in pooled])  # (K, N, e)
         losses = []
         share = 1.0  # of this batch in its optimiser step, over which the contrastive loss is averaged
         if input_ids is not None:
-            output.logits, labels = self._generate_pass(output.summary, input_ids, mask, labels, segment_ids)
+            shown = output.summary
+            if placeholder_image is not None:
+                shown = shown[placeholder_image] if len(placeholder_image) else None
+            output.logits, labels = self._generate_pass(shown, input_ids, mask, labels, segment_ids)
             if labels is not None:
                 output.autoregressive_loss = autoregressive_loss(output.logits, labels, num_items_in_batch)
                 losses.append(self.config.autoregressive_loss_weight * output.autoregressive_loss)
@@ -352,28 +355,52 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
                         "text_image which text describes which image."
                     )
                 text_image = torch.arange(len(text_tokens), device=text_tokens.device)
-            scale = self._logit_scale().to(tokens.device)
-            pairs = [(pool_summary(tokens, k), pool_summary(text_tokens, k)) for k in pooled]
-            output.contrastive_loss = torch.stack(
-                [contrastive_loss(images, texts, scale, text_image, text_image_mask) for images, texts in pairs]
-            ).mean()
+            texts = torch.stack([pool_summary(text_tokens, k) for k in pooled])  # (K, M, e)
+            output.contrastive_loss = self.contrastive_loss(
+                output.image_embeds_by_length, texts, text_image, text_image_mask
+            )
             losses.append(self.config.contrastive_loss_weight * share * output.contrastive_loss)
         output.loss = sum(losses) if losses else None
         return output
 
+    def contrastive_loss(
+        self,
+        image_embeds: torch.Tensor,
+        text_embeds: torch.Tensor,
+        text_image: torch.Tensor,
+        text_image_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The contrastive loss that the config names, at this model's temperature: its mean over K lengths.
+
+        Args:
+            image_embeds: `(K, N, e)`, text_embeds: `(K, M, e)`, each length at its place.
+            text_image, text_image_mask: see `losses_fwd2bot.contrastive_loss`.
+        """
+        given = (self._logit_scale().to(image_embeds.device),)
+        function = contrastive_loss
+        if self.config.contrastive_loss == "sigmoid":
+            function, given = sigmoid_loss, (*given, self.logit_bias.to(image_embeds.device))
+        pairs = zip(image_embeds, text_embeds, strict=True)
+        losses = [function(images, texts, *given, text_image, text_image_mask) for images, texts in pairs]
+        return torch.stack(losses).mean()
+
     def _generate_pass(
         self,
-        summary: Fwd2BotSummary,
+        summary: Fwd2BotSummary | None,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         labels: torch.Tensor | None,
         segment_ids: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits `(N, L', V)` of the prompts with their summaries in place, and the labels `(N, L')` moved along."""
+        lengths = torch.zeros(0, dtype=torch.long) if summary is None else summary.lengths
         expanded = expand_placeholders(
-            input_ids, attention_mask, summary.lengths, self.image_token_id, self._pad_token_id, labels, segment_ids
+            input_ids, attention_mask, lengths, self.image_token_id, self._pad_token_id, labels, segment_ids
         )
-        embeds = self._insert(summary, expanded)
+        if summary is None:
+            embeds = self.get_input_embeddings()(expanded["input_ids"])
+        else:
+            embeds = self._insert(summary, expanded)
         mask = expanded["attention_mask"]
         position_ids = position_ids_from_mask(mask)
         if segment_ids is not None:

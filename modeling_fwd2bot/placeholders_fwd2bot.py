@@ -23,6 +23,23 @@ def check_placeholders(per_row: torch.Tensor, num_summaries: int) -> None:
         )
 
 
+def check_placeholder_images(placeholder_image: torch.Tensor, per_row: torch.Tensor, num_images: int) -> None:
+    """Raise unless each of the prompts' placeholders has the row of an image, 0..num_images - 1."""
+    total = int(per_row.sum())
+    if placeholder_image.is_floating_point() or placeholder_image.dtype == torch.bool:
+        raise TypeError(f"placeholder_image must hold rows of images, integers, got {placeholder_image.dtype}.")
+    if placeholder_image.shape != (total,):
+        raise ValueError(
+            f"placeholder_image must have shape {(total,)}, one image for each of the {total} placeholder(s) of the "
+            f"prompts ({per_row.tolist()} per row), got {tuple(placeholder_image.shape)}."
+        )
+    if total and not 0 <= int(placeholder_image.min()) <= int(placeholder_image.max()) < num_images:
+        raise ValueError(
+            f"placeholder_image must name rows of the {num_images} image(s), 0..{num_images - 1}, got "
+            f"{placeholder_image.tolist()}."
+        )
+
+
 def expand_placeholders(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,

@@ -64,7 +64,7 @@ def test_wide_setting_is_computed_by_format(figures, sheet):
     found = sheet["cost"](figures, MILLION, 16, 4096, "fp16", 100 * MILLION)
     assert found["tokens"] == 16 * 2 * 4096 * MILLION and found["embedding"] == 2 * 4096 * MILLION
     assert found["rest"] == pytest.approx(64 * MILLION)  # does not grow with the width
-    assert found["ivf_pq_bytes"] == pytest.approx((20 + (4096 - 192) / 16) * MILLION)
+    assert found["ivf_pq_bytes"] == pytest.approx((20 + (4096 - 192) / 8) * MILLION)
     assert found["hnsw_sq_bytes"] == pytest.approx((400 + 4096 - 192) * MILLION)
     assert found["exact_ms"] == pytest.approx(10 + 900 * 4096 / 192)
     assert found["ivf_pq_ms"] == pytest.approx(10 * 4096 / 192)

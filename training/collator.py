@@ -63,22 +63,40 @@ class Fwd2BotCollator(BackboneCollator):
         data: the recipe's section.
         length: of the packed rows, see BackboneCollator.
         with_texts: whether there is a contrastive side.
+        chunk_size: rows in one chunk (see `chunked.Batch`), the texts in as many; None: a batch that is not cut.
     """
 
     def __init__(
-        self, processor: ProcessorMixin, data: Fwd2BotData, length: int | None = None, with_texts: bool = True
+        self,
+        processor: ProcessorMixin,
+        data: Fwd2BotData,
+        length: int | None = None,
+        with_texts: bool = True,
+        chunk_size: int | None = None,
     ):
         super().__init__(processor.backbone_processor, length)
-        self.processor, self.data, self.with_texts = processor, data, with_texts
+        self.processor, self.data, self.with_texts, self.chunk_size = processor, data, with_texts, chunk_size
         blank = np.zeros((self.image_processor.size["height"], self.image_processor.size["width"], 3), dtype=np.uint8)
         self._prompt = processor.process_images([Image.fromarray(blank)])  # its ids are the same for every picture
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        texts = self.texts(rows) if self.with_texts else {}
+        if self.chunk_size is None:
+            return self.shown(rows) | texts
+        chunks = [self.shown(rows[i : i + self.chunk_size]) for i in range(0, len(rows), self.chunk_size)]
+        ids, mask = (texts.pop(f"text_{name}", torch.zeros(0, 1)) for name in ("input_ids", "attention_mask"))
+        size = max(-(-len(ids) // len(chunks)), 1)
+        parts = zip(ids.split(size), mask.split(size), strict=True) if len(ids) else ()
+        text_chunks = [{"input_ids": part, "attention_mask": part_mask} for part, part_mask in parts]
+        return {"chunks": chunks, "text_chunks": text_chunks} | texts
+
+    def shown(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """The packed rows and the compress inputs of their pictures."""
         batch = self.pack(rows)
         batch["compress_pixel_values"] = self.pixel_values(rows)
         for name in ("input_ids", "attention_mask"):
             batch[f"compress_{name}"] = self._prompt[name].expand(len(batch["compress_pixel_values"]), -1).contiguous()
-        return batch | self.texts(rows) if self.with_texts else batch
+        return batch
 
     def texts(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         # the first row's coin: what a batch holds depends on its rows alone, so a resumed run sees the same

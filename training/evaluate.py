@@ -2,12 +2,13 @@
 
 Questions are answered by greedy generation and count when they equal the one canonical answer. A plain LVLM is
 evaluated too, uncompressed; a Fwd2Bot is evaluated uncompressed and at each length k. Some of the prompts show several
-pictures.
+pictures. With `--data FILE.yaml` a Fwd2Bot is judged on data sets instead of drawn scenes.
 """
 
 import argparse
 import json
 import random
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from .answering import (
     scene_rng,
     slices,
 )
+from .commands import command_of
 from .metrics import preference, recall_at_k
+from .recipe import load_sources
 from .scenes import (
     HARD_NEGATIVE_SORTS,
     Scene,
@@ -44,6 +47,8 @@ from .scenes import (
     short_caption,
     truth_table,
 )
+from .source_evaluation import check_lengths, evaluate_sources, flatten, format_source_results
+from .sources import open_sources
 
 SEVERAL = (2, 3, 4, 5)  # pictures of a prompt that shows several
 
@@ -51,7 +56,38 @@ SEVERAL = (2, 3, 4, 5)  # pictures of a prompt that shows several
 def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     torch.manual_seed(0)
-    results = evaluate(
+    if args.data is not None:
+        results = _evaluate_data(args)
+        print(format_source_results(results))
+    else:
+        results = _evaluate_scenes(args)
+        print(format_results(results))
+    results["command"] = command_of("evaluate", sys.argv[1:] if arguments is None else arguments)
+    if args.output is not None:
+        args.output.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _evaluate_data(args: argparse.Namespace) -> dict[str, Any]:
+    try:
+        data = load_sources(args.data)
+        return evaluate_sources(
+            args.checkpoint,
+            data,
+            open_sources(data),
+            lengths=args.lengths,
+            limit=args.rows,
+            batch_size=args.batch_size or 16,
+            max_new_tokens=args.max_new_tokens,
+            uncompressed=not args.no_uncompressed,
+            dtype=getattr(torch, args.dtype),
+            device=args.device,
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _evaluate_scenes(args: argparse.Namespace) -> dict[str, Any]:
+    return evaluate(
         args.checkpoint,
         split=args.split,
         pictures=args.pictures,
@@ -59,14 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         retrieval=args.retrieval,
         several=args.several,
         lengths=args.lengths,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or 250,
         dtype=getattr(torch, args.dtype),
         device=args.device,
         shapes_only=args.shapes_only,
     )
-    print(format_results(results))
-    if args.output is not None:
-        args.output.write_text(json.dumps(results, indent=2) + "\n")
 
 
 @torch.no_grad()
@@ -168,7 +201,7 @@ def evaluate(
 def format_results(results: dict[str, Any]) -> str:
     """The results as a plain table, percentages, a column per setting."""
     settings = [name for name in results if name == "uncompressed" or name.startswith("k=")]
-    flat = {name: _flatten(results[name]) for name in settings}
+    flat = {name: flatten(results[name]) for name in settings}
     rows = list(dict.fromkeys(row for values in flat.values() for row in values))
     size = f"{results['pictures']} pictures, {results['questions']} questions"
     size += f", {results['several_questions']} on several pictures"
@@ -201,9 +234,7 @@ def _check(
     if retrieval is not None and not 1 <= retrieval <= pictures:
         raise ValueError(f"retrieval must be in 1..{pictures} (pictures), got {retrieval}.")
     if lengths is not None and config.model_type == "fwd2bot":
-        k_max = config.num_summary_tokens
-        if not lengths or not all(1 <= k <= k_max for k in lengths):
-            raise ValueError(f"lengths must be in 1..{k_max} (the model's summary queries), got {list(lengths)}.")
+        check_lengths(config, lengths)
 
 
 def _check_writable(output: Path) -> None:
@@ -283,13 +314,6 @@ def _retrieval(model: Any, summary: Any, captions: dict[str, Any], tokens: dict[
     }
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float | int]:
-    flat: dict[str, float | int] = {}
-    for name, value in values.items():
-        flat.update(_flatten(value, f"{prefix}{name} ") if isinstance(value, dict) else {prefix + name: value})
-    return flat
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fwd2bot.training.evaluate", description=__doc__)
     parser.add_argument("checkpoint", help="folder or Hub id of a Fwd2Bot, or of a plain image-text-to-text model")
@@ -303,17 +327,32 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--lengths", type=int, nargs="+", metavar="K", help="default: the checkpoint's summary_lengths"
     )
-    parser.add_argument("--batch-size", type=int, default=250)
+    parser.add_argument("--batch-size", type=int, help="default: 250 scenes, or 16 rows of data")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--shapes-only", action="store_true", help="scenes that need no emoji font")
+    data = parser.add_argument_group("on data sets")
+    data.add_argument(
+        "--data",
+        metavar="FILE",
+        help="a recipe or a run's recipe.json (its validation.sources), or a YAML file with sources",
+    )
+    data.add_argument("--rows", type=int, help="of each source, the first (default: all)")
+    data.add_argument("--max-new-tokens", type=int, default=64, help="of an answer or a caption")
+    data.add_argument("--no-uncompressed", action="store_true", help="leave the backbone on all image tokens out")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures as JSON, too")
     args = parser.parse_args(arguments)
     config = AutoConfig.from_pretrained(args.checkpoint)
+    batch_size = 250 if args.batch_size is None else args.batch_size
     try:
-        _check(config, args.pictures, args.questions, args.retrieval, args.several, args.lengths, args.batch_size)
+        _check(config, args.pictures, args.questions, args.retrieval, args.several, args.lengths, batch_size)
     except ValueError as error:
         parser.error(str(error))
+    for name, value in (("--rows", args.rows), ("--max-new-tokens", args.max_new_tokens)):
+        if value is not None and value < 1:
+            parser.error(f"{name} must be at least 1, got {value}.")
+    if args.data is not None and config.model_type != "fwd2bot":
+        parser.error(f"--data judges a Fwd2Bot, and {args.checkpoint} is a {config.model_type}; wrap it and train")
     if args.output is not None:
         try:
             _check_writable(args.output)

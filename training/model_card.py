@@ -1,210 +1,231 @@
-"""The model card of an exported checkpoint, written from the figures of its evaluation."""
+"""The model card of an exported checkpoint: templates in `cards/`, filled with its recipe and its figures."""
 
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-_HEADER = """\
----
-library_name: transformers
-license: apache-2.0
-pipeline_tag: image-text-to-text
-tags: [fwd2bot, token-compression, image-retrieval, visual-question-answering, sentence-transformers]
----
-"""
+import jinja2
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-_TEXT = """\
-# fwd2bot-tiny
+from .commands import without_folders
+from .drawn_figures import drawn_eval_results, drawn_figures
+from .source_evaluation import figure_rows, flatten, settings_of, shown
+from .sources.tables import BUILDERS
+from .tables import table
 
-A small vision-language model that compresses a picture of {image_tokens} image tokens into 1 to {k_max} summary
-tokens, and then finds the picture by a sentence and answers questions about it from those tokens alone. It is the
-embedded default of the [`fwd2bot`](https://pypi.org/project/fwd2bot/) package: small enough to try everything on a
-laptop in seconds.
-
-**It knows drawn scenes, not photographs.** It was trained from nothing on 96x96 pictures of one to six drawn things
-(68 kinds of emoji and 6 coloured shapes) on a plain field, and on simple English sentences about them. On a photo,
-a chart or a page it will be wrong, without a warning. For real pictures, wrap a real backbone with
-`Fwd2BotForConditionalGeneration.from_backbone`.
-
-## Use
-
-```python
-from transformers import AutoModel, AutoProcessor
-
-path = "path/to/this/folder"
-model = AutoModel.from_pretrained(path, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
-
-summary = model.compress(**processor.process_images(["scene.png"]), num_summary_tokens=8)  # (1, 8, {width})
-vectors = model.embed(summary=summary)                                                     # (1, {width}), unit norm
-prompt = processor.apply_chat_template(
-    [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": "How many things are there?"}}]}}],
-    add_generation_prompt=True,
-)
-ids = model.generate_from_summary(summary, **processor(text=prompt), max_new_tokens=12)
-print(processor.batch_decode(ids, skip_special_tokens=True))
-```
-
-With [Sentence Transformers](https://sbert.net), texts and pictures alike:
-
-```python
-from sentence_transformers import SentenceTransformer
-
-encoder = SentenceTransformer(path, trust_remote_code=True)
-scores = encoder.similarity(encoder.encode(["two snowmen on a blue field"]), encoder.encode(["scene.png"]))  # cosine
-```
-
-The embedding was not trained to be cut: `truncate_dim` loses more than `precision="int8"` or `"binary"` does.
-
-## Figures
-
-{pictures:,} held-out scenes of the `{split}` split, {questions:,} questions, greedy decoding, an answer counts when it
-equals the one canonical answer to the letter. Made with
-
-```bash
-python -m fwd2bot.training.evaluate hub/fwd2bot-tiny --output evaluation.json
-```
-
-in {dtype}, torch {torch}, transformers {transformers}; the numbers behind the tables are in `evaluation.json`.
-
-### Questions, % right
-
-{answers}
-{several}
-### Retrieval among {retrieval_pictures:,} pictures, and hard negatives, %
-
-A short caption may be true of several pictures; any that it is true of counts as a hit. Hard negatives: the share of
-pictures whose cosine to a true caption is larger than to a false one that differs in one detail (the sorts of
-SugarCrepe, arXiv 2306.14610). In training, false captions of the same six sorts, and full descriptions false in one
-detail, were negatives of the contrastive loss. The false captions of the two "add" sorts are always longer than the
-true ones, so length alone tells them apart.
-
-{retrieval}
-
-### Bytes per image
-
-{sizes}
-
-Two bytes a number; for the uncompressed model the image tokens as they enter the language model.
-
-## Training
-
-Two recipes, from random weights, on scenes that the package draws itself:
-`python -m fwd2bot.training.train backbone.yaml`, then `fwd2bot.yaml`; where the run of this checkpoint departed from
-them or went on after them, the package's `docs/training.md` says so. The backbone is a standard
-`LlavaForConditionalGeneration` ({parameters:.1f} million parameters in all, the two LoRA adapters of rank {rank}
-included). It is frozen in the second stage; the adapters, the summary queries, the summary projector and the
-temperature learn with an autoregressive and a contrastive loss, at lengths drawn from {lengths}.
-The things are drawn with Noto Color Emoji (SIL Open Font License 1.1).
-
-## Limits
-
-- Drawn scenes only, English only, short answers only.
-- The fewer summary tokens, the more of a crowded picture is lost; see the tables by kind of question.
-- Embeddings compare at equal length k only.
-- Method: Fwd2Bot, arXiv 2503.21757. Mean pooling, the text side, elastic k and this training are this project's own.
-"""
+CARDS = Path(__file__).parent / "cards"
+TAGS = ["fwd2bot", "token-compression", "image-retrieval", "visual-question-answering", "sentence-transformers"]
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Of a data set's figures, those that the Hub shows beside the model: our name, the Hub's, and what it is called.
+METRICS = {
+    "exact_match": ("visual-question-answering", "exact_match", "Exact match"),
+    "captions cider": ("image-to-text", "cider", "CIDEr-D"),
+    "captions bleu": ("image-to-text", "bleu", "BLEU"),
+    "captions rouge_l": ("image-to-text", "rouge", "ROUGE-L"),
+    "text_to_image recall@1": ("image-text-retrieval", "recall", "Text to image, recall@1"),
+    "image_to_text recall@1": ("image-text-retrieval", "recall", "Image to text, recall@1"),
+}
 
 
-_SEVERAL = """
-### Questions about 2 to 5 pictures in one prompt, % right
+@dataclass
+class CardOptions:
+    """What the card says that neither checkpoint nor recipe knows.
 
-{several_questions:,} further questions, each about pictures of its own: which of them show a thing ("which") or
-have a field ("field"; the answer is a list such as "1 and 3", or "none"), how many of them do ("how many"), which has
-the most or the fewest things ("most"), and what is in the one that the question names ("presence", "detail"). The
-backbone was trained on one picture per prompt, so its uncompressed column says what that training left it able to do
-with several, not what compression costs.
+    Args:
+        name: of the model. license: an identifier of the Hub, such as "apache-2.0".
+        languages: two-letter codes. base_model: Hub id of the backbone.
+    """
 
-{kinds}
-"""
+    name: str
+    license: str | None = None
+    languages: list[str] = field(default_factory=list)
+    base_model: str | None = None
 
 
-def model_card(results: dict[str, Any], model: Any) -> str:
-    """The card as Markdown, from the output of `fwd2bot.training.evaluate` and the model that it was of.
+def model_card(
+    model: Any, options: CardOptions, results: dict[str, Any] | None = None, run: dict[str, Any] | None = None
+) -> str:
+    """The card as Markdown, with its metadata.
+
+    Args:
+        model: the Fwd2Bot.
+        results: of `fwd2bot.training.evaluate`, on drawn scenes or on data sets; None: the card says that nothing was
+            measured.
+        run: `recipe.json` of the training, with `command` if that is known; None: the card says so.
 
     Raises:
         ValueError: a figure of the card is not among the results; the message names it.
     """
-    lengths = [name for name in results if name.startswith("k=")]
-    if not lengths:
-        raise _missing("k=...")
-    settings = ["uncompressed", *lengths]
-
-    def values(names: Iterable[str], *path: str) -> list[Any]:
-        return [_entry(results, name, *path) for name in names]
-
-    kinds = [kind for kind in _entry(results, "uncompressed", "answers") if kind != "all"]
-    answers = [[kind, *map(_percent, values(settings, "answers", kind))] for kind in kinds]
-    of_all = values(settings, "answers", "all")
-    answers.append(["**all**", *map(_percent, of_all)])
-    if of_all[0] > 0:
-        answers.append(["share of uncompressed", *(_percent(share / of_all[0]) for share in of_all)])
-
-    several = ""
-    if results.get("several_questions"):  # an evaluation may leave them out
-        shares = [
-            [kind if kind != "all" else "**all**", *map(_percent, values(settings, "several", kind))]
-            for kind in sorted(_entry(results, "uncompressed", "several"), key=lambda kind: (kind == "all", kind))
-        ]
-        shares += [
-            [f"{number} pictures", *map(_percent, values(settings, "several_by_pictures", number))]
-            for number in _entry(results, "uncompressed", "several_by_pictures")
-        ]
-        several = _SEVERAL.format(
-            several_questions=results["several_questions"], kinds=_table(["", *settings], shares)
-        )
-
-    rows = []
-    for group in (
-        "full_caption_to_image",
-        "image_to_full_caption",
-        "short_caption_to_image",
-        "image_to_short_caption",
-    ):
-        for measure in _entry(results, lengths[0], group):
-            rows.append([f"{group.replace('_', ' ')}, {measure}", *map(_percent, values(lengths, group, measure))])
-    for sort in _entry(results, lengths[0], "hard_negatives"):
-        shares = map(_percent, values(lengths, "hard_negatives", sort))
-        rows.append([f"hard negatives, {sort.replace('_', ' ')}", *shares])
-
     config = model.config
-    width = config.get_text_config().hidden_size
-    return _HEADER + _TEXT.format(
-        image_tokens=_entry(results, "uncompressed", "bytes_per_image") // (2 * width),
-        k_max=config.num_summary_tokens,
-        width=width,
-        answers=_table(["kind", *settings], answers),
-        several=several,
-        retrieval=_table(["", *lengths], rows),
-        sizes=_table(settings, [[f"{size:,}" for size in values(settings, "bytes_per_image")]]),
-        parameters=model.num_parameters() / 1e6,
-        rank=config.adapters["compress"]["r"],
-        lengths=", ".join(map(str, config.summary_lengths)),
-        torch=_entry(results, "versions", "torch"),
-        transformers=_entry(results, "versions", "transformers"),
-        **{key: _entry(results, key) for key in ("pictures", "questions", "split", "dtype", "retrieval_pictures")},
+    drawn = "sources" not in results if results is not None else _is_drawn(run)
+    context: dict[str, Any] = {
+        "name": options.name,
+        "k": min(8, config.num_summary_tokens),
+        "k_max": config.num_summary_tokens,
+        "width": config.get_text_config().hidden_size,
+        "parameters": f"{model.num_parameters() / 1e6:.1f}",
+        "rank": config.adapters["compress"]["r"],
+        "lengths": ", ".join(map(str, config.summary_lengths)),
+    }
+    metadata: dict[str, Any] = {"license": options.license, "language": options.languages or None}
+    if drawn:
+        metadata = {"license": options.license or "apache-2.0", "language": options.languages or ["en"]}
+        context |= {
+            "path": "path/to/this/folder",
+            "picture": "scene.png",
+            "question": "How many things are there?",
+            "sentence": "two snowmen on a blue field",
+            "answer_tokens": 12,
+            "image_tokens": config.backbone_config.image_seq_length,
+            "figures": drawn_figures(results) if results is not None else None,
+        }
+        eval_results = drawn_eval_results(results) if results is not None else []
+    else:
+        context |= {
+            "path": "path/to/this/folder",
+            "picture": "photo.jpg",
+            "question": "What is in the picture?",
+            "sentence": "a dog on a beach",
+            "answer_tokens": 64,
+            "backbone": _backbone_words(config, options),
+            "revision": config.backbone_revision if options.base_model else None,
+            "adapter_only": config.adapter_only,
+            "base": options.base_model,
+            "figures": _figures(results) if results is not None else None,
+            "training": _training(run) if run is not None else None,
+            "trained": f"{sum(value.numel() for value in model.trained_parameters().values()) / 1e6:.1f}",
+            "connector": config.train_connector,
+            "licence": _licence_words(options),
+            "language": _language_words(options),
+        }
+        eval_results = _eval_results(results) if results is not None else []
+        metadata["datasets"] = _hub_data_sets(run) or None
+        if options.base_model:
+            relation = "adapter" if config.adapter_only else "finetune"
+            metadata |= {"base_model": options.base_model, "base_model_relation": relation}
+    context["card_data"] = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=list(TAGS),
+        model_name=options.name,
+        eval_results=eval_results or None,
+        **metadata,
+    ).to_yaml()
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(CARDS), undefined=jinja2.StrictUndefined, trim_blocks=False, autoescape=False
     )
+    text = environment.get_template("drawn.md" if drawn else "data_sets.md").render(context)
+    return str(ModelCard(re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"))
 
 
-def _entry(results: dict[str, Any], *path: str) -> Any:
-    entry: Any = results
-    for name in path:
-        if not isinstance(entry, dict) or name not in entry:
-            raise _missing(*path)
-        entry = entry[name]
-    return entry
+def _is_drawn(run: dict[str, Any] | None) -> bool:
+    return run is not None and "sources" not in run["data"]
 
 
-def _missing(*path: str) -> ValueError:
-    return ValueError(
-        f"the evaluation has no entry {' / '.join(path)}: it is of an older version, or of a model that does not "
-        "compress. Evaluate this checkpoint anew with fwd2bot.training.evaluate."
-    )
+def _figures(results: dict[str, Any]) -> dict[str, Any]:
+    """What the card says of an evaluation on data sets."""
+    sources = []
+    for name, figures in results["sources"].items():
+        rows = [
+            [figure.replace("_", " "), *(shown(figure, value) for value in values)]
+            for figure, values in figure_rows(figures)
+        ]
+        about = {key: figures[key] for key in ("format", "split")}
+        counts = {key: f"{figures[key]:,}" for key in ("rows", "pictures")}
+        sources.append({"name": name, "table": table(["", *settings_of(figures)], rows), **about, **counts})
+    kept = {key: results[key] for key in ("max_new_tokens", "dtype")}
+    command = results.get("command", "python -m fwd2bot.training.evaluate")
+    return kept | results["versions"] | {"command": command, "sources": sources}
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
+    """The `model-index`: of each source the figures in METRICS, at every length and uncompressed."""
+    found = []
+    for name, figures in results["sources"].items():
+        for setting in settings_of(figures):
+            values = flatten(figures[setting])
+            for figure, (task, metric, words) in METRICS.items():
+                if figure in values:
+                    found.append(
+                        EvalResult(
+                            task_type=task,
+                            dataset_type=name,
+                            dataset_name=name,
+                            dataset_split=figures["split"],
+                            metric_type=metric,
+                            metric_name=f"{words}, {setting}",
+                            metric_value=round(100 * values[figure], 2),
+                        )
+                    )
+    return found
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _training(run: dict[str, Any]) -> dict[str, Any]:
+    """What the card says of a run on data sets."""
+    header = ["source", "format", "split", "where", "use", "weight", "licence"]
+    rows = [
+        [
+            source["name"],
+            source["format"],
+            source["split"],
+            f"`{without_folders(source['path'])}`",
+            source["use"],
+            f"{source['weight']:g}",
+            source.get("license") or "not stated",
+        ]
+        for source in run["data"]["sources"]
+    ]
+    training, optimizer = run["training"], run["optimizer"]
+    steps = f"{training['max_steps']:,} steps" if training.get("max_steps") else "epochs of the data"
+    batch = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
+    recipe = {name: value for name, value in run.items() if name != "command"}
+    return {
+        "command": run.get("command"),
+        "steps": f"{steps} of {batch} samples for each process, {optimizer['name']}, learning rate "
+        f"{optimizer['learning_rate']:g}.",
+        "data": table(header, rows),
+        "contrastive_max_tokens": run["data"]["contrastive_max_tokens"],
+        "recipe": yaml.safe_dump(without_folders(recipe), sort_keys=False, allow_unicode=True).rstrip(),
+    }
+
+
+def _hub_data_sets(run: dict[str, Any] | None) -> list[str]:
+    paths = [source["path"] for source in run["data"]["sources"]] if run is not None else []
+    return [path for path in dict.fromkeys(paths) if is_hub_id(path) and Path(path).suffix not in BUILDERS]
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a backbone or data set is named by its id on the Hub, not by a place on this machine."""
+    return bool(name and HUB_ID.fullmatch(name)) and not os.path.exists(name) and not name.startswith(".")
+
+
+def _backbone_words(config: Any, options: CardOptions) -> str:
+    kind = config.backbone_config.model_type
+    if options.base_model:
+        return f"[{options.base_model}](https://huggingface.co/{options.base_model}) (`{kind}`)"
+    return f"a `{kind}` backbone"
+
+
+def _licence_words(options: CardOptions) -> str:
+    if options.license:
+        return f"Licence: {options.license}; the backbone's own terms hold for its weights."
+    return "No licence was stated for these weights: those of the backbone hold; see there before you use them."
+
+
+def _language_words(options: CardOptions) -> str:
+    if options.languages:
+        return f"Languages of the training: {', '.join(options.languages)}."
+    return "The languages of the training were not stated; assume those of the data sets alone."
+
+
+def languages_of(text: str | None) -> list[str]:
+    """Two-letter codes out of "en,de"; an error names what is none."""
+    codes = [code.strip() for code in (text or "").split(",") if code.strip()]
+    wrong: Sequence[str] = [code for code in codes if not re.fullmatch(r"[a-z]{2,3}", code)]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} is no language code; give ISO 639 codes, such as en or en,de")
+    return codes

@@ -1,10 +1,13 @@
 """Muon on the hidden matrices and AdamW on the rest, as one optimizer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+
+from fwd2bot.adapters_fwd2bot import is_adapter_parameter
+from fwd2bot.backbone_fwd2bot import CONNECTORS
 
 MUON, ADAMW = "muon", "adamw"
 
@@ -61,11 +64,18 @@ def parameter_groups(
     weight_decay: float,
     momentum: float = 0.95,
     betas: tuple[float, float] = (0.9, 0.98),
+    learning_rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters of a model: every one into exactly one group.
 
     Muon gets the hidden matrices: the 2D weights of linear layers but for the output head. AdamW gets embeddings,
     head, biases, norms, convolutions and anything else, without weight decay.
+
+    Args:
+        learning_rates: of roles in a Fwd2Bot (see `role_of`), whose parameters are then in groups of their own.
+
+    Raises:
+        ValueError: for a role that no trainable parameter has.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     hidden = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear) and module is not head}
@@ -86,7 +96,32 @@ def parameter_groups(
             momentum=momentum,
         ),
     ]
+    for role, rate in (learning_rates or {}).items():
+        of_role = [value for name, value in model.named_parameters() if role_of(name) == role]
+        chosen = {id(parameter) for parameter in of_role if parameter.requires_grad}
+        if not chosen:
+            raise ValueError(f"optimizer.learning_rates has {role}, but nothing of that role trains; leave it out")
+        own = []
+        for group in groups:
+            apart = [parameter for parameter in group["params"] if id(parameter) in chosen]
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
+            name = role if group["algorithm"] == ADAMW else f"{role}_matrices"
+            own.append({**group, "group": name, "params": apart, "lr": rate})
+        groups += own
     return [group for group in groups if group["params"]]
+
+
+def role_of(name: str) -> str | None:
+    """What a trainable parameter of a Fwd2Bot is, by its name: one of `recipe.ROLES`; None for the backbone's own."""
+    if is_adapter_parameter(name):
+        return "adapters"
+    if name.endswith(".summary_queries"):
+        return "queries"
+    if "summary_projector." in name:
+        return "projector"
+    if name.rpartition(".")[2] in ("logit_scale", "logit_bias"):
+        return "logit_scale"
+    return "connector" if any(f".{connector}." in name for connector in CONNECTORS) else None
 
 
 def build_optimizer(model: nn.Module, name: str, **options: Any) -> torch.optim.Optimizer:

@@ -11,7 +11,10 @@ from typing import Any
 
 import yaml
 
+from fwd2bot.configuration_fwd2bot import CONTRASTIVE_LOSSES
+
 from .scenes import SEVERAL_KINDS
+from .source_recipe import SourceRecipe, SourcesData, for_backbone
 
 KINDS = ("backbone", "fwd2bot")
 RECIPES = Path(__file__).parent / "recipes"
@@ -39,6 +42,9 @@ class BackboneModel:
 
 
 TRAINED_STAGES = ("both", "generate")
+DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("4bit", "8bit")
+ROLES = ("adapters", "queries", "projector", "logit_scale", "connector")  # that have a learning rate of their own
 
 
 @dataclass
@@ -46,7 +52,14 @@ class Fwd2BotModel:
     """The backbone to wrap, and what is put around it."""
 
     backbone: str = "runs/backbone/final"
+    backbone_revision: str | None = None  # branch, tag or commit of a backbone from the Hub
+    dtype: str = "float32"  # of the frozen weights, one of DTYPES; what trains is in float32
+    quantization: str | None = None  # "4bit" or "8bit": the frozen weights by bitsandbytes (QLoRA)
     lora_rank: int = 48
+    # Instead: arguments of peft.LoraConfig (r, lora_alpha, ...), for both stages or as {compress: ..., generate: ...}.
+    adapters: dict[str, Any] = field(default_factory=dict)
+    train_connector: bool = False  # the backbone's own projector trains as well
+    shard: bool = False  # the frozen weights over the processes of the run (FSDP2), what trains whole on each
     num_summary_tokens: int = 16
     summary_lengths: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
     attn_implementation: str = "sdpa"
@@ -57,10 +70,25 @@ class Fwd2BotModel:
     trained_stage: str = "both"
 
     def __post_init__(self):
-        if self.trained_stage not in TRAINED_STAGES:
+        quantizations = (*QUANTIZATIONS, None)
+        for name, allowed in (
+            ("trained_stage", TRAINED_STAGES),
+            ("dtype", DTYPES),
+            ("quantization", quantizations),
+        ):
+            if getattr(self, name) not in allowed:
+                listed = ", ".join("null" if value is None else value for value in allowed)
+                raise ValueError(f"model.{name} is {getattr(self, name)!r}; choose one of {listed}")
+        if self.quantization and self.train_connector:
             raise ValueError(
-                f"model.trained_stage is {self.trained_stage!r}; choose one of {', '.join(TRAINED_STAGES)}"
+                f"model.train_connector cannot be with model.quantization={self.quantization}: checkpoints of a "
+                "quantised backbone hold adapters alone, and would lose the connector. Leave one of them out"
             )
+        if self.shard and (self.quantization or self.train_connector):
+            other = "quantization" if self.quantization else "train_connector"
+            raise ValueError(f"model.shard cannot be with model.{other}; leave one of them out")
+        if self.train_connector and self.trained_stage != "both":
+            raise ValueError("model.train_connector changes every summary; train both stages with it")
         if self.trained_stage == "generate" and not self.init_from:
             raise ValueError(
                 "model.trained_stage is generate, which learns from summaries that are good already; name the trained "
@@ -123,6 +151,41 @@ class Fwd2BotData(BackboneData):
 
 
 @dataclass
+class ContrastiveRecipe:
+    """The contrastive side of a Fwd2Bot's training."""
+
+    loss: str | None = None  # "infonce" or "sigmoid"; null: that of model.init_from, and infonce for a new model
+    gather: bool = True  # over the batches of all processes, with gradients; false: each process over its own
+    # Samples in one forward and backward pass; the batch of the loss stays per_device_train_batch_size (gradient
+    # caching, which runs every chunk twice). null: the whole batch at once.
+    chunk_size: int | None = None
+
+    def __post_init__(self):
+        if self.loss not in (None, *CONTRASTIVE_LOSSES):
+            raise ValueError(f"contrastive.loss is {self.loss!r}; choose one of {', '.join(CONTRASTIVE_LOSSES)}")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"contrastive.chunk_size is {self.chunk_size}; give 1 or more samples, or null for all")
+
+
+@dataclass
+class ValidationRecipe:
+    """Samples on which a run is judged by generation: eval_accuracy of answers, eval_recall@1 (5, 10) of captions."""
+
+    sources: list[SourceRecipe] = field(default_factory=list)  # as in data.sources; none: no validation
+    samples: int = 256  # at most
+    num_summary_tokens: int | None = None  # null: model.num_summary_tokens
+    max_new_tokens: int = 32
+    patience: int | None = None  # evaluations without a better training.metric_for_best_model, then the run stops
+    show_steps: int | None = None  # every so many steps: answers and a retrieval sheet under samples/
+
+    def __post_init__(self):
+        for name in ("samples", "max_new_tokens", "num_summary_tokens", "patience", "show_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"validation.{name} is {value}; give 1 or more")
+
+
+@dataclass
 class OptimizerRecipe:
     name: str = "muon"  # muon: Muon on the hidden matrices and AdamW on the rest; adamw: AdamW on all
     learning_rate: float = 0.002
@@ -130,6 +193,14 @@ class OptimizerRecipe:
     weight_decay: float = 0.0
     momentum: float = 0.95
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    learning_rates: dict[str, float] = field(default_factory=dict)  # instead, of some of ROLES: {queries: 0.001}
+
+    def __post_init__(self):
+        unknown = sorted(set(self.learning_rates) - set(ROLES))
+        if unknown:
+            raise ValueError(
+                f"unknown key {', '.join(unknown)} in optimizer.learning_rates; allowed are {', '.join(ROLES)}"
+            )
 
 
 @dataclass
@@ -138,10 +209,14 @@ class Recipe:
 
     kind: str
     model: BackboneModel | Fwd2BotModel
-    data: BackboneData | Fwd2BotData
+    data: BackboneData | Fwd2BotData | SourcesData
     optimizer: OptimizerRecipe
     training: dict[str, Any]  # fields of transformers' TrainingArguments
-    resume: bool = True  # go on from the newest complete checkpoint of training.output_dir, if there is one
+    # Go on from the newest complete checkpoint of training.output_dir, if there is one; "anyway": though the recipe is
+    # not the one that it was made with.
+    resume: bool | str = True
+    contrastive: ContrastiveRecipe = field(default_factory=ContrastiveRecipe)
+    validation: ValidationRecipe = field(default_factory=ValidationRecipe)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -151,40 +226,99 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `key=value` overrides with dotted keys, such as `training.max_steps=100`.
 
     Args:
-        path: a YAML file, or the name of a recipe of the package ("backbone.yaml").
+        path: a YAML file, or the name of a recipe of the package ("backbone.yaml"). Its `base` names another one,
+            beside it or of the package, whose values hold where it has none; a list is replaced as a whole.
         overrides: values are YAML: `data.questions={presence: 4}`, `model.summary_lengths=[1,8]`.
 
     Raises:
         FileNotFoundError: there is no such recipe.
-        ValueError: a key is unknown (the message lists the allowed ones), a value has another type than its field, or
-            an override is not `key=value`.
+        ValueError: a key is unknown (the message lists the allowed ones), a value has another type than its field, an
+            override is not `key=value`, or recipes name each other as their `base`.
     """
-    values = _read(path)
+    values = _with_base(path)
     for override in overrides:
         _override(values, override)
+    if "base" in values:
+        raise ValueError("base cannot be set on the command line; write it into the recipe")
     kind = values.pop("kind", None)
     if kind not in KINDS:
         raise ValueError(f"{path}: kind is {kind!r}; choose one of {', '.join(KINDS)}")
+    drawn = BackboneData if kind == "backbone" else Fwd2BotData
+    from_sources = isinstance(values.get("data"), dict) and "sources" in values["data"]
     parts = {
         "model": BackboneModel if kind == "backbone" else Fwd2BotModel,
-        "data": BackboneData if kind == "backbone" else Fwd2BotData,
+        "data": SourcesData if from_sources else drawn,
         "optimizer": OptimizerRecipe,
     }
+    if kind == "fwd2bot":
+        parts |= {"contrastive": ContrastiveRecipe, "validation": ValidationRecipe}
     resume = values.pop("resume", True)
-    if not isinstance(resume, bool):
-        raise ValueError(f"resume is {resume!r}; use true or false")
+    if resume not in (True, False, "anyway"):
+        raise ValueError(f"resume is {resume!r}; use true, false or anyway")
     training = values.pop("training", None) or {}
     _check_keys("training", training, _training_fields())
     built = {name: _build(name, part, values.pop(name, None) or {}) for name, part in parts.items()}
-    _check_keys("the recipe", values, ["kind", "resume", "training", *parts])
+    _check_keys("the recipe", values, ["base", "kind", "resume", "training", *parts])
+    if from_sources and kind == "backbone":
+        built["data"] = for_backbone(built["data"])
     return Recipe(kind=kind, training=training, resume=resume, **built)
 
 
-def _read(path: str | Path) -> dict[str, Any]:
-    found = next((p for p in (Path(path), RECIPES / path) if p.is_file()), None)
+def load_sources(path: str | Path) -> SourcesData:
+    """The sources that a model is judged by: those of `validation` in a recipe, or of a file with `sources` itself.
+
+    Args:
+        path: a recipe, the `recipe.json` of a run, or a YAML file that holds the keys of a `data` section alone.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: it names no sources, or something in it is wrong.
+    """
+    values = _with_base(path)
+    if "kind" in values:
+        judged = (values.get("validation") or {}).get("sources")
+        if not judged:
+            raise ValueError(
+                f"{path} has no validation.sources, and figures on what was learnt say little; add them, or give a "
+                "YAML file with the key sources"
+            )
+        data = values.get("data") or {}
+        values = (data if "sources" in data else {}) | {"sources": judged}
+    return _build("data", SourcesData, values)
+
+
+def _with_base(path: str | Path, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a recipe, upon those of the one that its `base` names."""
+    found = _find(path, beside)
+    if found in seen:
+        chain = " -> ".join(one.name for one in (*seen, found))
+        raise ValueError(f"the recipes name each other as their base: {chain}; let one of them stand alone")
+    values = _read(found)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ValueError(f"{found}: base is {base!r}; give the file name of one other recipe")
+    return _merged(_with_base(base, found.parent, (*seen, found)), values)
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _find(path: str | Path, beside: Path | None = None) -> Path:
+    places = [*([beside / path] if beside else []), Path(path), RECIPES / path]
+    found = next((place for place in places if place.is_file()), None)
     if found is None:
         shipped = ", ".join(sorted(p.name for p in RECIPES.glob("*.yaml")))
         raise FileNotFoundError(f"there is no recipe {str(path)!r}; pass a YAML file or a name from {shipped}")
+    return found.resolve()
+
+
+def _read(found: Path) -> dict[str, Any]:
     values = yaml.load(found.read_text(encoding="utf-8"), Loader=_Loader)
     if not isinstance(values, dict):
         raise ValueError(f"{found} holds {type(values).__name__}; a recipe is a mapping of keys to values")
@@ -205,6 +339,11 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _build(section: str, part: type, values: dict[str, Any]) -> Any:
     _check_keys(section, values, [f.name for f in dataclasses.fields(part)])
+    unset = (dataclasses.MISSING, dataclasses.MISSING)
+    needed = [f.name for f in dataclasses.fields(part) if (f.default, f.default_factory) == unset]
+    missing = [name for name in needed if name not in values]
+    if missing:
+        raise ValueError(f"{section} has no {' and no '.join(missing)}; give {', '.join(needed)}")
     hints = typing.get_type_hints(part)
     return part(**{name: _checked(f"{section}.{name}", value, hints[name]) for name, value in values.items()})
 
@@ -222,6 +361,10 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
     """The value as its field's type: an int where a float is wanted becomes one, anything else must match."""
     if dataclasses.is_dataclass(hint):
         return _build(key, hint, value)
+    if typing.get_origin(hint) is list and isinstance(value, list):
+        [item] = typing.get_args(hint)
+        if dataclasses.is_dataclass(item):
+            return [_build(f"{key}[{index}]", item, one) for index, one in enumerate(value)]
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kinds = tuple(typing.get_origin(option) or option for option in options)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):

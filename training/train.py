@@ -8,16 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, LlavaForConditionalGeneration, TrainingArguments, set_seed
+from transformers import (
+    AutoProcessor,
+    EarlyStoppingCallback,
+    LlavaForConditionalGeneration,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.utils import logging
 
+from fwd2bot import Fwd2BotProcessor
+
 from .backbone import build_backbone, build_processor
+from .check import check
 from .collator import BackboneCollator, Fwd2BotCollator
+from .commands import COMMAND, command_of
 from .data import CaptionedRows, Packer, TrainingRows, draw_pictures
+from .fwd2bot_model import build_fwd2bot
 from .recipe import Recipe, load_recipe
+from .run_checks import check_folder, check_recipe, check_same_run
+from .samples import SampleCallback
 from .scenes import corpus
+from .sharding import shard_frozen
+from .source_recipe import SourcesData
+from .sources import SourceBackboneCollator, SourceCollator, open_sources, run_mixture, texts_of
 from .tokenizer import train_tokenizer
 from .trainer import BackboneTrainer, Fwd2BotTrainer, StageTrainer, newest_checkpoint
+from .validation_data import validation_of
 
 logger = logging.get_logger(__name__)
 
@@ -25,16 +42,23 @@ logger = logging.get_logger(__name__)
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fwd2bot.training.train", description=__doc__)
     parser.add_argument(
-        "recipe", help="a YAML file, or one of the package: backbone.yaml, fwd2bot.yaml, fwd2bot_several.yaml"
+        "recipe", help="a YAML file, or a recipe of the package, such as fwd2bot.yaml or llava15_7b.yaml"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.max_steps=100")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--check", action="store_true", help="look at a sample of everything, and train nothing")
+    options = parser.parse_intermixed_args(arguments)  # overrides may stand behind --check
     logging.set_verbosity_info()
     try:
         recipe = load_recipe(options.recipe, options.overrides)
-    except (ValueError, FileNotFoundError) as error:
+        if options.check:
+            return check(recipe)
+        trainer = build_trainer(recipe)
+        if trainer.args.process_index == 0:  # for the model card
+            command = command_of("train", sys.argv[1:] if arguments is None else arguments)
+            (Path(trainer.args.output_dir) / COMMAND).write_text(command + "\n", encoding="utf-8")
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
-    folder = train(recipe)
+    folder = run(trainer, recipe)
     print(f"saved {folder}" if folder else "stopped before the last step; the same command goes on from there")
 
 
@@ -44,7 +68,11 @@ def train(recipe: Recipe) -> Path | None:
     Returns the folder of the trained model and its processor, `final` under `training.output_dir`; None if the run was
     stopped before its last step, so that there is only a checkpoint to go on from.
     """
-    trainer = build_trainer(recipe)
+    return run(build_trainer(recipe), recipe)
+
+
+def run(trainer: StageTrainer, recipe: Recipe) -> Path | None:
+    """Train what `build_trainer` made of the recipe; see `train`."""
     output_dir = Path(trainer.args.output_dir)
     checkpoint = newest_checkpoint(output_dir) if recipe.resume else None
     if checkpoint is not None:
@@ -53,86 +81,114 @@ def train(recipe: Recipe) -> Path | None:
     if trainer.state.global_step < trainer.state.max_steps:  # a signal stopped it, see training.enable_jit_checkpoint
         return None
     final = output_dir / "final"
-    trainer.model.save_pretrained(final)
-    trainer.processing_class.save_pretrained(final)
+    trainer.save_final(final)
     return final
 
 
 def build_trainer(recipe: Recipe) -> StageTrainer:
-    """Model, data, collator and trainer of a recipe, ready to run."""
+    """Model, data, collator and trainer of a recipe, ready to run.
+
+    Raises:
+        ValueError: for settings that cannot be together, or a run in this folder that was begun with another recipe.
+        OSError: for a folder that cannot be written.
+    """
     args = training_arguments(recipe.training)
+    check_recipe(recipe, args)
     output_dir = Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2) + "\n", encoding="utf-8")
+    with args.main_process_first(local=False):
+        check_folder(output_dir)
+        checkpoint = newest_checkpoint(output_dir) if recipe.resume else None
+        check_same_run(recipe, output_dir, checkpoint)
+        if args.process_index == 0:
+            stored = json.dumps(recipe.to_dict(), indent=2) + "\n"
+            (output_dir / "recipe.json").write_text(stored, encoding="utf-8")
     set_seed(args.seed)
     build = _backbone_stage if recipe.kind == "backbone" else _fwd2bot_stage
     return build(recipe, args)
 
 
 def training_arguments(values: dict[str, Any]) -> TrainingArguments:
-    """The Trainer's arguments; columns are never dropped, since our batches hold more than forward() names."""
-    return TrainingArguments(**{"remove_unused_columns": False, **values})
+    """The Trainer's arguments; columns are never dropped, since our batches hold more than forward() names.
+
+    `gradient_checkpointing`, the name before transformers 5.23, goes under the new one where there is one, so that one
+    recipe serves all versions.
+    """
+    named = {"remove_unused_columns": False, **values}
+    if hasattr(TrainingArguments, "activation_checkpointing"):
+        for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+            if old in named:
+                named.setdefault(old.replace("gradient", "activation"), named.pop(old))
+    return TrainingArguments(**named)
 
 
 def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
+    sources = open_sources(recipe.data) if isinstance(recipe.data, SourcesData) else None
     if recipe.model.init_from:
         processor = AutoProcessor.from_pretrained(recipe.model.init_from)
         model = LlavaForConditionalGeneration.from_pretrained(
             recipe.model.init_from, dtype=torch.float32, attn_implementation=recipe.model.attn_implementation
         )
     else:
-        texts = corpus(recipe.data.tokenizer_scenes, shapes_only=recipe.data.shapes_only)
+        if sources is None:
+            texts = corpus(recipe.data.tokenizer_scenes, shapes_only=recipe.data.shapes_only)
+        else:
+            texts = texts_of(sources, recipe.data)
         tokenizer = train_tokenizer(texts, recipe.model.vocab_size, recipe.model.max_position_embeddings)
         processor = build_processor(recipe.model, tokenizer)
         model = build_backbone(recipe.model, tokenizer)
-    packer = Packer(processor.tokenizer, model.config.image_seq_length)
-    rows = TrainingRows(recipe.data, _pictures(recipe, args), packer)
+    if sources is None:
+        packer = Packer(processor.tokenizer, model.config.image_seq_length)
+        rows = TrainingRows(recipe.data, _pictures(recipe, args), packer)
+        collator = BackboneCollator(processor, recipe.data.row_length)
+    else:
+        prompts = Fwd2BotProcessor(processor)
+        rows, collator = run_mixture(sources, recipe.data, prompts, args), SourceBackboneCollator(prompts)
     return BackboneTrainer(
         model=model,
         args=args,
         train_dataset=rows,
-        data_collator=BackboneCollator(processor, recipe.data.row_length),
+        data_collator=collator,
         processing_class=processor,
         optimizer_recipe=recipe.optimizer,
     )
 
 
 def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
-    from fwd2bot import Fwd2BotConfig, Fwd2BotForConditionalGeneration, Fwd2BotProcessor
-
-    settings = {"summary_lengths": recipe.model.summary_lengths, **recipe.model.config}
-    if recipe.model.init_from:
-        config = Fwd2BotConfig.from_dict(Fwd2BotConfig.from_pretrained(recipe.model.init_from).to_dict() | settings)
-        model = Fwd2BotForConditionalGeneration.from_pretrained(
-            recipe.model.init_from, config=config, dtype=torch.float32
-        )
-        backbone_processor = Fwd2BotProcessor.from_pretrained(recipe.model.init_from).backbone_processor
-    else:
-        backbone_processor = AutoProcessor.from_pretrained(recipe.model.backbone)
-        model = Fwd2BotForConditionalGeneration.from_backbone(
-            recipe.model.backbone,
-            lora_rank=recipe.model.lora_rank,
-            num_summary_tokens=recipe.model.num_summary_tokens,
-            **settings,
-        )
-    model.set_attn_implementation(recipe.model.attn_implementation)
+    sources = open_sources(recipe.data) if isinstance(recipe.data, SourcesData) else None
+    model, backbone_processor = build_fwd2bot(recipe, args.device)
+    if recipe.model.shard:
+        shard_frozen(model, args.device)
     processor = Fwd2BotProcessor(
         backbone_processor, image_prompt=model.config.image_prompt, text_prompt=model.config.text_prompt
     )
-    several = recipe.data.several
-    packer = Packer(processor.tokenizer, 1, (1, *several.pictures) if several.share else (1,))
-    rows = CaptionedRows(recipe.data, _pictures(recipe, args), packer)
-    return Fwd2BotTrainer(
+    with_texts = recipe.model.trained_stage == "both"
+    if sources is None:
+        several = recipe.data.several
+        packer = Packer(processor.tokenizer, 1, (1, *several.pictures) if several.share else (1,))
+        rows = CaptionedRows(recipe.data, _pictures(recipe, args), packer)
+        chunk_size = recipe.contrastive.chunk_size
+        collator = Fwd2BotCollator(processor, recipe.data, recipe.data.row_length, with_texts, chunk_size)
+    else:
+        rows = run_mixture(sources, recipe.data, processor, args)
+        collator = SourceCollator(processor, recipe.contrastive.chunk_size, with_texts)
+    validation = validation_of(recipe, processor, args)
+    trainer = Fwd2BotTrainer(
         model=model,
         args=args,
         train_dataset=rows,
-        data_collator=Fwd2BotCollator(
-            processor, recipe.data, recipe.data.row_length, with_texts=recipe.model.trained_stage == "both"
-        ),
+        eval_dataset=validation.samples if validation else None,
+        data_collator=collator,
         processing_class=processor,
         optimizer_recipe=recipe.optimizer,
         trained_stage=recipe.model.trained_stage,
+        gather=recipe.contrastive.gather,
+        validation=validation,
     )
+    if recipe.validation.patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(recipe.validation.patience))
+    if validation is not None and recipe.validation.show_steps is not None:
+        trainer.add_callback(SampleCallback(trainer, validation, recipe.validation.show_steps))
+    return trainer
 
 
 def _pictures(recipe: Recipe, args: TrainingArguments):

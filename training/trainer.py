@@ -8,18 +8,30 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import torch.distributed as dist
+from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
+from fwd2bot.adapter_checkpoint_fwd2bot import OWN_WEIGHTS, fill_adapters, read_adapters
 from fwd2bot.adapters_fwd2bot import left_out_pattern
+from fwd2bot.configuration_fwd2bot import STAGES
 from fwd2bot.packing_fwd2bot import packed_attention_mask
+from fwd2bot.quantization_fwd2bot import is_quantized
 
+from .chunked import ChunkedStep, as_batch, count_labels
+from .gathering import average_gradients, gather_counts, world_size
 from .optimizers import build_optimizer
 from .recipe import TRAINED_STAGES, OptimizerRecipe
+from .sharding import is_sharded
+from .sources import SourceMixture
+from .validation import Validation
 
 logger = logging.get_logger(__name__)
 
-STATE_FILES = (SAFE_WEIGHTS_NAME, "optimizer.pt", "scheduler.pt", "trainer_state.json")
+STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
+WEIGHTS = (SAFE_WEIGHTS_NAME, OWN_WEIGHTS)  # either
 INCOMPLETE = "checkpoint-is-incomplete.txt"  # the Trainer's own name, for checkpoints begun on a signal
 
 
@@ -38,7 +50,7 @@ class StageTrainer(Trainer):
             if enabled:
                 raise NotImplementedError(
                     f"{type(self).__name__} cannot save or resume weights that {name} shards. Switch {name} off: runs "
-                    "in one process and DDP runs work."
+                    "in one process and DDP runs work, and with model.shard the latter divide the frozen weights."
                 )
         self.optimizer_recipe = optimizer_recipe or OptimizerRecipe()
         self._parts: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -54,15 +66,22 @@ class StageTrainer(Trainer):
                 weight_decay=recipe.weight_decay,
                 momentum=recipe.momentum,
                 betas=tuple(recipe.betas),
+                learning_rates=recipe.learning_rates,
             )
         return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        # a mixture is shuffled already, and its streams can only be read in order
+        return (
+            SequentialSampler(dataset) if isinstance(dataset, SourceMixture) else super()._get_train_sampler(dataset)
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss since the last log, and the learning rate of each group."""
         if "loss" in logs:
-            for name, values in self._parts.items():
-                logs[name] = round(torch.stack(values).float().mean().item(), 4)
-            self._parts.clear()
+            for name, value in self._means().items():
+                logs[name] = round(value, 4)
             for group in self.optimizer.param_groups if self.optimizer is not None else []:
                 if "group" in group:
                     logs[f"learning_rate_{group['group']}"] = group["lr"]
@@ -72,10 +91,27 @@ class StageTrainer(Trainer):
         """Remember a figure for the next log, which shows its mean."""
         self._parts[name].append(torch.as_tensor(value, dtype=torch.float32).detach())
 
+    def _means(self) -> dict[str, float]:
+        """The mean of each figure since the last log, over all processes; not every process has every figure."""
+        own = {name: (sum(value.item() for value in values), len(values)) for name, values in self._parts.items()}
+        self._parts.clear()
+        every = [own]
+        if world_size() > 1:
+            every = [None] * world_size()
+            dist.all_gather_object(every, own)
+        names = dict.fromkeys(name for each in every for name in each)
+        pairs = {name: [each[name] for each in every if name in each] for name in names}
+        return {name: sum(total for total, _ in of) / sum(count for _, count in of) for name, of in pairs.items()}
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if holds_adapters_alone(model):
+            model.save_pretrained(folder, adapter_only=True)
+            self.processing_class.save_pretrained(folder)
+            torch.save(self.args, folder / "training_args.bin")
+            return
         if hasattr(model, "fingerprint"):  # the config's own is that of the weights at the last load or compress()
             model.config.fingerprint = model.fingerprint
         model.config.save_pretrained(folder)
@@ -85,6 +121,14 @@ class StageTrainer(Trainer):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         torch.save(self.args, folder / "training_args.bin")
+
+    def save_final(self, folder: Path) -> None:
+        """The model as a checkpoint of its own kind with its processor; of adapters alone on a quantised backbone."""
+        if self.is_world_process_zero():
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            model.save_pretrained(folder, **({"adapter_only": True} if holds_adapters_alone(model) else {}))
+            self.processing_class.save_pretrained(folder)
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_strictly(model if model is not None else self.model, Path(resume_from_checkpoint))
@@ -106,6 +150,8 @@ class BackboneTrainer(StageTrainer):
     def compute_loss(
         self, model: PreTrainedModel, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
+        if "segment_ids" not in inputs:  # rows of one conversation each
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         inputs = dict(inputs)
         visible, position_ids = packed_attention_mask(inputs.pop("segment_ids"), inputs["attention_mask"])
         dtype = torch.bfloat16 if self.args.bf16 else torch.float32
@@ -117,17 +163,50 @@ class BackboneTrainer(StageTrainer):
 
 
 class Fwd2BotTrainer(StageTrainer):
-    """Trains a Fwd2Bot: both losses, the temperature and the length k go to the log.
+    """Trains a Fwd2Bot: both losses, over batches in chunks and over all processes; their parts go to the log.
+
+    Gradients are averaged over the processes here, once per optimiser step, and not by DDP's own hooks: so a process
+    whose batch has no conversation or no text, or more chunks than another, is nothing special.
 
     Args:
         trained_stage: "both", or "generate" for the adapter of that stage alone.
+        gather: whether the contrastive loss is over the batches of all processes.
+        validation: its figures join those of every evaluation, as `eval_accuracy` and so on.
+
+    Raises:
+        ValueError: for several GPUs in one process, torch.compile, or labels that are to be averaged process by
+            process.
     """
 
-    def __init__(self, *args: Any, trained_stage: str = "both", **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        trained_stage: str = "both",
+        gather: bool = True,
+        validation: Validation | None = None,
+        **kwargs: Any,
+    ):
         if trained_stage not in TRAINED_STAGES:
             raise ValueError(f"trained_stage is {trained_stage!r}; choose one of {', '.join(TRAINED_STAGES)}")
         super().__init__(*args, **kwargs)
-        self.trained_stage = trained_stage
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"this one process sees {self.args.n_gpu} GPUs and would use one. Start one process for each, with "
+                "accelerate launch --num_processes N -m fwd2bot.training.train, or choose one: CUDA_VISIBLE_DEVICES=0"
+            )
+        if self.args.torch_compile:
+            raise ValueError(
+                "training.torch_compile is for a model with one forward pass, and a step here has many, of changing "
+                "shapes. Leave it out"
+            )
+        if not self.args.average_tokens_across_devices and self.args.world_size > 1:
+            raise ValueError(
+                "training.average_tokens_across_devices is false, but the mean over the labels is always that over "
+                "all processes here. Leave it out"
+            )
+        self.trained_stage, self.validation = trained_stage, validation
+        self._step = ChunkedStep(self.accelerator.unwrap_model(self.model), gather)
+        self._place = (-1, 0)  # the optimiser step, and the batch in it
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:  # from_pretrained undoes what a constructor froze, so it is done here
@@ -136,20 +215,67 @@ class Fwd2BotTrainer(StageTrainer):
                     parameter.requires_grad_(False)
         return super().create_optimizer(model)
 
-    def compute_loss(
-        self, model: PreTrainedModel, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
-    ) -> Any:
-        inputs = dict(inputs)
-        text_kind = [inputs.pop("text_kind")] if "text_kind" in inputs else []
-        if self.model_accepts_loss_kwargs:
-            inputs["num_items_in_batch"] = kwargs.get("num_items_in_batch")
-        outputs = model(**inputs)
-        self.record("autoregressive_loss", outputs.autoregressive_loss)
-        if outputs.contrastive_loss is not None:
-            self.record("_".join(["contrastive_loss", *text_kind]), outputs.contrastive_loss)
-        self.record("temperature", torch.exp(-self.model.logit_scale.detach()))
-        self.record("num_summary_tokens", outputs.summary.lengths.float().mean())
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        model.train()
+        batch = as_batch(self._prepare_inputs(inputs))
+        step, micro = self._place
+        self._place = (step, micro + 1) if step == self.state.global_step else (self.state.global_step, 0)
+        losses = self._step(
+            batch,
+            num_items_in_batch,
+            seed="/".join(map(str, ("lengths", self.args.seed, *self._place))),
+            share=1 / self.current_gradient_accumulation_steps,
+            backward=self.accelerator.backward,
+        )
+        if self.accelerator.sync_gradients:
+            average_gradients(self._step.model.parameters())
+        self.record("autoregressive_loss", losses.autoregressive * self.current_gradient_accumulation_steps)
+        if losses.contrastive is not None:
+            self.record("_".join(["contrastive_loss", *filter(None, [batch.text_kind])]), losses.contrastive)
+        self.record("temperature", torch.exp(-self._step.model.logit_scale.detach()))
+        if len(losses.lengths):
+            self.record("num_summary_tokens", losses.lengths.float().mean())
+        return losses.total.detach()
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        """The loss of a batch, at the configured length."""
+        inputs = self._prepare_inputs(inputs)
+        count = self._get_num_items_in_batch([inputs], self.args.device)
+        with torch.no_grad():
+            return self._step(as_batch(inputs), count).total, None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """The loss, and the figures of `validation`."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.validation is not None:
+            figures = self.validation(self._step.model)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
+        return output
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        """Labels of all batches of an optimiser step, on all processes; 1 where there are none."""
+        own = sum(int(count_labels(inputs)) for inputs in batch_samples)
+        return gather_counts([own], device).sum().clamp(min=1).to(device)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: the Trainer's estimate, six times parameters and tokens, is that of a model that trains all it has."""
+        return 0
+
+
+def holds_adapters_alone(model: torch.nn.Module) -> bool:
+    """Whether checkpoints of a model leave its backbone out: a quantised or sharded one is not here as it came."""
+    return hasattr(model, "backbone") and (is_quantized(model.backbone) or is_sharded(model))
 
 
 def load_strictly(model: torch.nn.Module, folder: Path) -> None:
@@ -159,6 +285,9 @@ def load_strictly(model: torch.nn.Module, folder: Path) -> None:
         RuntimeError: a tensor of the model is missing from the file, or one of the file is unknown to the model.
     """
     model = getattr(model, "_orig_mod", model)  # a compiled model wraps the one that was saved
+    if holds_adapters_alone(model):
+        fill_adapters(model, read_adapters(folder, STAGES, {}), folder)
+        return
     safetensors.torch.load_model(model, str(folder / SAFE_WEIGHTS_NAME), strict=True)
 
 
@@ -175,8 +304,14 @@ def newest_checkpoint(output_dir: str | Path) -> Path | None:
             continue
         if (folder / INCOMPLETE).exists():
             shutil.rmtree(folder)
-        elif any(folder.glob("rng_state*.pth")) and all((folder / name).is_file() for name in STATE_FILES):
+        elif _can_go_on(folder):
             found.append((int(step), folder))
         else:
-            logger.warning(f"{folder} lacks some of {', '.join(STATE_FILES)} and is not resumed from")
+            logger.warning(f"{folder} lacks weights or some of {', '.join(STATE_FILES)} and is not resumed from")
     return max(found)[1] if found else None
+
+
+def _can_go_on(folder: Path) -> bool:
+    has_weights = any((folder / name).is_file() for name in WEIGHTS)
+    has_state = all((folder / name).is_file() for name in STATE_FILES)
+    return has_weights and has_state and any(folder.glob("rng_state*.pth"))

@@ -19,6 +19,8 @@ NEEDED = "Give a model of transformers.AutoModelForImageTextToText, or the id or
 # What families read for each token beside its id, and the value of an ordinary word, which sees what is before it.
 # Gemma 3 marks image tokens with 1, PaliGemma the prefix, which sees itself both ways, with 0: -1 is neither.
 CAUSAL_TOKEN = {"token_type_ids": -1, "mm_token_type_ids": 0}
+# How families call their projector from vision to language model, inside the base model.
+CONNECTORS = ("multi_modal_projector", "connector", "visual.merger", "vision_tower.merger")
 
 
 def load_backbone(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
@@ -113,6 +115,25 @@ def merged_token_id(processor: Any) -> int:
         if found is not None:
             return found
     return tokenizer.convert_tokens_to_ids(getattr(processor, "image_token", None) or tokenizer.image_token)
+
+
+def connector_parameters(backbone: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """The parameters of the backbone's connector, by their names in the backbone.
+
+    Raises:
+        ValueError: for a backbone that has none under a known name, or one without its vision tower.
+    """
+    base = backbone.base_model
+    prefix = next((f"{name}." for name, module in backbone.named_modules() if module is base and name), "")
+    for connector in CONNECTORS:
+        wanted = f"{prefix}{connector}."
+        found = {name: value for name, value in backbone.named_parameters() if name.startswith(wanted)}
+        if found:
+            return found
+    raise ValueError(
+        f"{type(backbone).__name__} has no connector under a name known here ({', '.join(CONNECTORS)}), so it cannot "
+        "train. Leave train_connector out."
+    )
 
 
 def reads_token_types(backbone: torch.nn.Module) -> bool:

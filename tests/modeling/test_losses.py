@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fwd2bot.losses_fwd2bot import autoregressive_loss, contrastive_loss
+from fwd2bot.losses_fwd2bot import autoregressive_loss, contrastive_loss, different_content, sigmoid_loss
 
 SCALE = torch.tensor(2.0)
 IMAGES = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -98,3 +98,46 @@ def test_contrastive_loss_refuses_a_mask_of_another_shape():
 def test_contrastive_loss_of_hard_negatives_alone_is_an_error():
     with pytest.raises(ValueError, match="at least one text"):
         contrastive_loss(IMAGES, IMAGES, SCALE, torch.tensor([-1, -1]))
+
+
+# Sigmoid loss
+
+
+def minus_log_sigmoid(value: float) -> float:
+    return math.log(1 + math.exp(-value))
+
+
+BIAS = torch.tensor(-1.0)
+
+
+def test_sigmoid_loss_of_one_text_per_image_is_the_papers():
+    texts = torch.tensor([[0.8, 0.6], [0.6, 0.8]])  # logits [[1.6, 1.2], [1.2, 1.6]] - 1
+    loss = sigmoid_loss(IMAGES, texts, SCALE, BIAS, torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx(minus_log_sigmoid(0.6) + minus_log_sigmoid(-0.2), rel=1e-6)
+
+
+def test_sigmoid_loss_with_two_texts_of_one_image_a_hard_negative_and_a_mask():
+    texts = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]])  # of image 0, of image 0, of none
+    mask = torch.tensor([[False, True, True], [True, False, True]])  # at an own text it says nothing
+    # logits: image 0 (2, 1.6, 1.2) - 1, image 1 (0, 1.2, 1.6) - 1; image 1 against text 1 is left out
+    own = minus_log_sigmoid(1) + minus_log_sigmoid(0.6)
+    others = minus_log_sigmoid(-0.2) + minus_log_sigmoid(1) + minus_log_sigmoid(-0.6)
+    loss = sigmoid_loss(IMAGES, texts, SCALE, BIAS, torch.tensor([0, 0, -1]), mask)
+    assert loss.item() == pytest.approx((own + others) / 2, rel=1e-6)
+
+
+def test_sigmoid_loss_of_hard_negatives_alone_is_an_error():
+    with pytest.raises(ValueError, match="at least one text"):
+        sigmoid_loss(IMAGES, IMAGES, SCALE, BIAS, torch.tensor([-1, -1]))
+
+
+def test_equal_texts_and_texts_of_equal_images_are_no_negatives():
+    text_image = torch.tensor([0, 1, 2, -1, -1])
+    text_group = torch.tensor([10, 11, 10, 11, 12])  # texts 0 and 2 are equal, hard negative 3 equals text 1
+    image_group = torch.tensor([7, 8, 9])
+    expected = torch.tensor([[0, 1, 0, 1, 1], [1, 0, 1, 0, 1], [0, 1, 0, 1, 1]], dtype=torch.bool)
+    assert torch.equal(different_content(text_image, text_group, image_group), expected)
+    same_image = torch.tensor([7, 8, 7])  # images 0 and 2 are equal: so far it is the same; then text 2 is another
+    assert torch.equal(different_content(text_image, text_group, same_image), expected)
+    found = different_content(text_image, torch.tensor([10, 11, 13, 11, 12]), same_image)
+    assert torch.equal(found, expected)

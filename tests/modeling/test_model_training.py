@@ -174,6 +174,57 @@ def test_trainer_accumulation_averages_the_contrastive_loss(processor, tmp_path)
         torch.testing.assert_close(value, trained[1][name], atol=1e-5, rtol=1e-4, msg=name)
 
 
+# Which image a placeholder shows
+
+
+def test_images_in_several_placeholders_and_in_none_are_as_if_each_were_given_for_itself(tiny_fwd2bot, processor):
+    asked = processor(text=tiny.prompts(processor, ["What?", "How many?", "Why?"]))
+    images = processor.process_images(tiny.pictures(3))
+    three = {f"compress_{name}": value for name, value in images.items()}
+    found = tiny_fwd2bot(**asked, **three, placeholder_image=torch.tensor([2, 0, 2]), labels=asked["input_ids"])
+    shown = {f"compress_{name}": value[[2, 0, 2]] for name, value in images.items()}
+    expected = tiny_fwd2bot(**asked, **shown, labels=asked["input_ids"])
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
+    assert found.image_embeds.shape[0] == 3
+    in_order = tiny_fwd2bot(**asked, **three, placeholder_image=torch.arange(3))
+    assert torch.equal(in_order.logits, tiny_fwd2bot(**asked, **three).logits)
+
+
+def test_conversation_of_words_alone_beside_images(tiny_fwd2bot, processor):
+    asked = processor(text=[processor.apply_chat_template(tiny.conversation("Why?", 0), add_generation_prompt=True)])
+    images = {f"compress_{name}": value for name, value in processor.process_images(tiny.pictures(2)).items()}
+    found = tiny_fwd2bot(**asked, **images, placeholder_image=torch.zeros(0, dtype=torch.long))
+    torch.testing.assert_close(found.logits, tiny_fwd2bot(**asked).logits, atol=1e-5, rtol=0)
+
+
+def test_length_may_be_given_image_by_image(tiny_fwd2bot, processor):
+    batch = tiny.training_batch(processor, TEXTS)
+    found = tiny_fwd2bot(**batch, num_summary_tokens=torch.tensor([1, 4, 2]))
+    assert found.summary.lengths.tolist() == [1, 4, 2]
+    by_length = [tiny_fwd2bot(**batch, num_summary_tokens=k) for k in tiny_fwd2bot.config.summary_lengths]
+    embeds = torch.stack([output.image_embeds for output in by_length])
+    torch.testing.assert_close(found.image_embeds_by_length, embeds, atol=1e-6, rtol=0)
+    mean = torch.stack([output.contrastive_loss for output in by_length]).mean()
+    torch.testing.assert_close(found.contrastive_loss, mean)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"placeholder_image": torch.tensor([0, 1])}, ValueError, r"shape \(3,\), .*3 placeholder.*got \(2,\)"),
+        ({"placeholder_image": torch.tensor([0, 1, 3])}, ValueError, r"rows of the 3 image\(s\), 0\.\.2, got"),
+        ({"placeholder_image": torch.tensor([0, 1, -1])}, ValueError, r"got \[0, 1, -1\]"),
+        ({"placeholder_image": torch.tensor([0.0, 1, 2])}, TypeError, "integers, got torch.float32"),
+        ({"placeholder_image": torch.arange(3), "input_ids": None}, ValueError, "give those as well"),
+        ({"num_summary_tokens": torch.tensor([1, 2])}, ValueError, r"3 integers in 1\.\.4, one for each image"),
+        ({"num_summary_tokens": torch.tensor([1, 2, 5])}, ValueError, r"got \[1, 2, 5\]"),
+    ],
+)
+def test_placeholder_images_and_lengths_that_do_not_fit_are_errors(tiny_fwd2bot, processor, given, error, message):
+    with pytest.raises(error, match=message):
+        tiny_fwd2bot(**{**tiny.training_batch(processor), **given})
+
+
 # Packing
 
 

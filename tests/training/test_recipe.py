@@ -10,9 +10,12 @@ def write(folder, **values):
     return path
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.glob("*.yaml")))
+BASES = ("photos.yaml",)  # what others stand upon, no recipe by itself
+
+
+@pytest.mark.parametrize("name", sorted({path.name for path in RECIPES.glob("*.yaml")} - set(BASES)))
 def test_shipped_recipe_loads_by_its_name(name):
-    assert load_recipe(name).kind == name.removesuffix(".yaml").split("_")[0]
+    assert load_recipe(name).kind == ("backbone" if "backbone" in name else "fwd2bot")
 
 
 def test_overrides_are_yaml_under_dotted_keys():
@@ -87,3 +90,11 @@ def test_unknown_kind_is_fatal(tmp_path):
 def test_missing_recipe_names_the_shipped_ones():
     with pytest.raises(FileNotFoundError, match="backbone.yaml, fwd2bot.yaml"):
         load_recipe("nowhere.yaml")
+
+
+@pytest.mark.parametrize("name", ["llava15_7b", "qwen25_vl_3b", "smolvlm_500m"])
+def test_recipes_on_real_backbones_stand_upon_one_base(name):
+    recipe, base = load_recipe(f"{name}.yaml"), load_recipe("real.yaml")
+    assert "/" in recipe.model.backbone and recipe.model.summary_lengths == [16, 32]
+    assert recipe.data.sources == base.data.sources and recipe.data.contrastive_max_tokens == 30
+    assert recipe.training == base.training | {"output_dir": recipe.training["output_dir"]}

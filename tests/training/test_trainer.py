@@ -3,6 +3,7 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
+from tiny import CHECKPOINTING
 from tiny_recipes import write_backbone_recipe, write_fwd2bot_recipe, write_several_recipe
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -71,15 +72,17 @@ def test_run_on_several_pictures_starts_with_the_weights_of_the_trained_model(fw
         assert torch.equal(started.state_dict()[name], tensor), name
 
 
-def test_settings_of_the_recipe_replace_those_of_the_model_that_it_starts_from(several_run):
+def test_settings_of_the_recipe_replace_those_of_the_model_that_it_starts_from(several_run, tmp_path):
     overrides = ["model.config={contrastive_loss_weight: 0.3}", "model.summary_lengths=[2]"]
+    overrides.append(f"training.output_dir={tmp_path}")
     config = build_trainer(load_recipe(several_run[0], overrides)).model.config
     assert (config.contrastive_loss_weight, config.summary_lengths) == (0.3, [2])
 
 
-def test_setting_that_the_model_does_not_know_is_refused(several_run):
+def test_setting_that_the_model_does_not_know_is_refused(several_run, tmp_path):
+    overrides = ["model.config={contrastive_weight: 0.3}", f"training.output_dir={tmp_path}"]
     with pytest.raises(ValueError, match="contrastive_weight"):
-        build_trainer(load_recipe(several_run[0], ["model.config={contrastive_weight: 0.3}"]))
+        build_trainer(load_recipe(several_run[0], overrides))
 
 
 def test_training_on_several_pictures_moves_every_adapter(fwd2bot_run, several_run):
@@ -142,6 +145,35 @@ def test_sharded_run_is_refused_by_name(name, flag, backbone_run, monkeypatch):
     monkeypatch.setattr(StageTrainer, "create_accelerator_and_postprocess", create_sharded)
     with pytest.raises(NotImplementedError, match=f"that {name} shards.* DDP runs work"):
         build_trainer(load_recipe(backbone_run[0]))
+
+
+def test_run_in_chunks_has_the_losses_of_whole_batches(fwd2bot_run, tmp_path):
+    """Drawn pictures, packed rows, lengths drawn from 1, 2 and 4. By AdamW: Muon computes in bfloat16."""
+    logged = []
+    for options in ([], ["contrastive.chunk_size=3", f"training.{CHECKPOINTING}=true"]):
+        overrides = ["optimizer.name=adamw", f"training.output_dir={tmp_path / str(len(options))}", *options]
+        trainer = build_trainer(load_recipe(fwd2bot_run[0], overrides))
+        trainer.train()
+        logged.append(losses(trainer))
+    assert len(logged[0]) == 4
+    for found, expected in zip(*logged, strict=True):
+        assert found == pytest.approx(expected, abs=2e-4)  # the parts of the loss are logged with four digits
+        assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+
+
+def test_run_that_was_begun_with_another_recipe_is_not_gone_on_with(fwd2bot_run):
+    recipe, folder, _ = fwd2bot_run
+    stored = (folder / "recipe.json").read_text()
+    overrides = ["data.seed=7", "training.max_steps=9", "optimizer.learning_rate=0.1", "training.warmup_steps=3"]
+    with pytest.raises(ValueError, match="data.seed was 0 and is 7") as error:
+        build_trainer(load_recipe(recipe, overrides))
+    assert "optimizer.learning_rate was 0.002 and is 0.1" in str(error.value)
+    assert "training.warmup_steps was not set and is 3" in str(error.value)
+    assert "max_steps" not in str(error.value)
+    assert (folder / "recipe.json").read_text() == stored
+    build_trainer(load_recipe(recipe, ["training.max_steps=9", "training.logging_steps=2", "training.report_to=none"]))
+    build_trainer(load_recipe(recipe, [*overrides, "resume=anyway"]))
+    (folder / "recipe.json").write_text(stored)
 
 
 def test_checkpoint_that_lacks_a_tensor_does_not_load(backbone_run, tmp_path):

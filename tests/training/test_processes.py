@@ -1,0 +1,81 @@
+"""Runs of two processes (gloo, on the CPU) have the losses and gradients of one process with the same global batch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sample_run
+import tiny
+import torch
+
+from fwd2bot import Fwd2BotForConditionalGeneration
+from fwd2bot.training.sharding import shard_frozen
+
+PROGRAM = Path(sample_run.__file__)
+EXACT = ("loss", "grad_norm")  # logged in full
+
+
+def launch(processes: int, **settings) -> list[dict[str, float]]:
+    """The logs of a run in so many processes, which torch starts."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*command, str(PROGRAM), json.dumps(settings)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((Path(settings["output_dir"]) / "losses.json").read_text())
+
+
+def assert_same_logs(found: list[dict[str, float]], expected: list[dict[str, float]], tolerance: float = 1e-5) -> None:
+    assert len(found) == len(expected) > 0
+    for step, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            allowed = tolerance if name in EXACT else 2e-4  # the parts of the loss are logged with four digits
+            assert one[name] == pytest.approx(value, abs=allowed, rel=tolerance), (step, name)
+
+
+def test_two_processes_log_what_one_logs(tmp_path):
+    expected = sample_run.run(output_dir=str(tmp_path / "one"), batch=8, steps=4)
+    found = launch(2, output_dir=str(tmp_path / "two"), batch=4, steps=4, chunk=3)
+    assert_same_logs(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"accumulation": 2},
+        {"chunk": 1, tiny.CHECKPOINTING: True},
+        {"chunk": 3, "shard": True},
+        {"shard": True, tiny.CHECKPOINTING: True},
+    ],
+)
+def test_two_processes_log_what_one_logs_over_twenty_steps(tmp_path, options):
+    plain = {name: value for name, value in options.items() if name == "accumulation"}
+    expected = sample_run.run(output_dir=str(tmp_path / "one"), batch=8, steps=20, **plain)
+    found = launch(2, output_dir=str(tmp_path / "two"), batch=4, steps=20, **options)
+    assert_same_logs(found, expected)
+
+
+@pytest.mark.slow
+def test_sharded_run_is_saved_gone_on_from_and_loaded(tmp_path):
+    options = {"batch": 4, "steps": 6, "chunk": 3, "shard": True, "save_strategy": "steps", "save_steps": 3}
+    options["output_dir"] = str(tmp_path)
+    expected = launch(2, **options, save_final=True)
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    assert launch(2, **options, resume=True) == expected
+    assert not (tmp_path / "final" / "model.safetensors").exists()
+    loaded = Fwd2BotForConditionalGeneration.from_pretrained(tmp_path / "final", backbone=tiny.tiny_backbone())
+    start = tiny.tiny_fwd2bot().trained_parameters()
+    assert all(not torch.equal(value, start[name]) for name, value in loaded.trained_parameters().items())
+
+
+def test_sharding_among_one_process_is_refused(tiny_fwd2bot):
+    with pytest.raises(ValueError, match="this run has one. Start several"):
+        shard_frozen(tiny_fwd2bot, torch.device("cpu"))

@@ -1,0 +1,79 @@
+"""Errors before the first step: what cannot be trained says so at once, by name and with the remedy."""
+
+import os
+
+import pytest
+import yaml
+from tiny_recipes import TRAINING
+
+from fwd2bot.training.recipe import load_recipe
+from fwd2bot.training.run_checks import check_folder
+from fwd2bot.training.train import build_trainer, main
+
+MODEL = {"backbone": "nowhere", "lora_rank": 4, "num_summary_tokens": 4, "summary_lengths": [1, 2, 4]}
+
+
+def recipe_file(folder, **sections):
+    values = {"kind": "fwd2bot", "model": MODEL, "training": TRAINING | {"output_dir": str(folder / "run")}} | sections
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("contrastive.chunk_size=5", "chunk_size is 5, but a batch has .*batch_size=4.*or null"),
+        ("contrastive.chunk_size=0", "chunk_size is 0; give 1 or more"),
+        ("contrastive.loss=siglip", "contrastive.loss is 'siglip'; choose one of infonce, sigmoid"),
+        ("contrastive.gatter=true", "unknown key gatter in contrastive"),
+        ("model.dtype=fp16", "model.dtype is 'fp16'; choose one of float32, bfloat16, float16"),
+        ("model.quantization=2bit", "model.quantization is '2bit'; choose one of 4bit, 8bit, null"),
+        ("optimizer.learning_rates={query: 0.1}", "unknown key query .*allowed are adapters, queries"),
+        ("model.config={contrastive_loss: sigmoid}", "set contrastive.loss instead"),
+        ("resume=perhaps", "resume is 'perhaps'; use true, false or anyway"),
+    ],
+)
+def test_setting_that_cannot_be_is_named(tmp_path, override, message):
+    with pytest.raises(ValueError, match=message):
+        build_trainer(load_recipe(recipe_file(tmp_path), [override]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.quantization=4bit", "model.train_connector=true"], "would lose the connector"),
+        (["model.trained_stage=generate", "model.init_from=x", "contrastive.loss=sigmoid"], "has no effect"),
+        (["model.quantization=4bit", "model.shard=true"], "model.shard cannot be with model.quantization"),
+        (["model.train_connector=true", "model.dtype=bfloat16"], "training.bf16=true"),
+        (["model.adapters={r: 4}", "model.init_from=x"], "those of model.init_from"),
+        (["model.trained_stage=generate", "model.init_from=x", "model.train_connector=true"], "both stages"),
+    ],
+)
+def test_settings_that_cannot_be_together_are_named(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        build_trainer(load_recipe(recipe_file(tmp_path), overrides))
+
+
+def test_contrastive_section_of_a_plain_backbone_is_unknown(tmp_path):
+    with pytest.raises(ValueError, match="unknown key contrastive"):
+        load_recipe(recipe_file(tmp_path, kind="backbone", model={}, contrastive={"chunk_size": 2}))
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="output_dir is .*file/run', which cannot be written.*Choose another"):
+        check_folder(tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_folder_without_write_permission_is_named(tmp_path):
+    (tmp_path / "run").mkdir(mode=0o500)
+    with pytest.raises(OSError, match="cannot be written"):
+        check_folder(tmp_path / "run")
+
+
+def test_command_names_a_folder_that_cannot_be_written_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="^error: training.output_dir"):
+        main([str(recipe_file(tmp_path)), f"training.output_dir={tmp_path / 'file' / 'run'}"])

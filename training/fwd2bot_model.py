@@ -1,0 +1,82 @@
+"""The Fwd2Bot that a recipe describes: on a backbone from a folder or the Hub, whole or quantised, new or trained."""
+
+from typing import Any
+
+import torch
+from transformers import AutoProcessor, BitsAndBytesConfig, ProcessorMixin
+
+from fwd2bot import Fwd2BotConfig, Fwd2BotForConditionalGeneration, Fwd2BotProcessor
+from fwd2bot.backbone_fwd2bot import load_backbone
+from fwd2bot.configuration_fwd2bot import STAGES
+
+from .recipe import Fwd2BotModel, Recipe
+
+
+def build_fwd2bot(recipe: Recipe, device: torch.device) -> tuple[Fwd2BotForConditionalGeneration, ProcessorMixin]:
+    """The model, what trains of it in float32, and the backbone's processor.
+
+    Args:
+        device: where a quantised backbone is loaded to; any other is moved there by the Trainer.
+
+    Raises:
+        ValueError: for a setting that does not fit `model.init_from`.
+        ImportError: for a quantised backbone without bitsandbytes.
+    """
+    chosen = recipe.model
+    settings: dict[str, Any] = {"summary_lengths": chosen.summary_lengths, **chosen.config}
+    if recipe.contrastive.loss is not None:
+        settings["contrastive_loss"] = recipe.contrastive.loss
+    if chosen.train_connector:
+        settings["train_connector"] = True
+    loading: dict[str, Any] = {"dtype": getattr(torch, chosen.dtype)}
+    if chosen.quantization:
+        loading |= {"quantization_config": quantization(chosen), "device_map": {"": device}}
+    if chosen.init_from:
+        stored = Fwd2BotConfig.from_pretrained(chosen.init_from).to_dict()
+        asked = settings.get("contrastive_loss", stored["contrastive_loss"])
+        if asked != stored["contrastive_loss"]:
+            raise ValueError(
+                f"contrastive.loss is {asked}, but {chosen.init_from} was trained with {stored['contrastive_loss']}, "
+                "and the two have different weights. Leave it out, or begin with a new model"
+            )
+        config = Fwd2BotConfig.from_dict(stored | settings)
+        model = Fwd2BotForConditionalGeneration.from_pretrained(chosen.init_from, config=config, **loading)
+        processor = Fwd2BotProcessor.from_pretrained(chosen.init_from).backbone_processor
+    else:
+        revision = chosen.backbone_revision
+        processor = AutoProcessor.from_pretrained(chosen.backbone, revision=revision or "main")
+        model = Fwd2BotForConditionalGeneration.from_backbone(
+            load_backbone(chosen.backbone, revision=revision or "main", **loading),
+            processor=processor,
+            revision=revision,
+            lora_rank=chosen.lora_rank,
+            adapters=adapter_arguments(chosen),
+            num_summary_tokens=chosen.num_summary_tokens,
+            **settings,
+        )
+    model.set_attn_implementation(chosen.attn_implementation)
+    for parameter in model.mark_trainable().values():
+        parameter.data = parameter.data.float()
+    return model, processor
+
+
+def adapter_arguments(chosen: Fwd2BotModel) -> dict[str, dict[str, Any]] | None:
+    """`model.adapters` for each stage; None where the recipe has none, so that `lora_rank` holds."""
+    if not chosen.adapters:
+        return None
+    if set(chosen.adapters) <= set(STAGES):
+        return chosen.adapters
+    return dict.fromkeys(STAGES, chosen.adapters)
+
+
+def quantization(chosen: Fwd2BotModel) -> BitsAndBytesConfig:
+    """4 bit as QLoRA has it (arXiv 2305.14314): NF4, the constants quantised as well; or 8 bit."""
+    if chosen.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = torch.float32 if chosen.dtype == "float32" else torch.bfloat16
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )

@@ -1,0 +1,115 @@
+"""A Fwd2Bot judged on data sets: `python -m fwd2bot.training.evaluate CHECKPOINT --data FILE`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig
+
+from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
+
+from .figures import UNCOMPRESSED, SourceReader, source_figures
+from .source_recipe import SourcesData
+from .sources import Source
+
+
+def evaluate_sources(
+    checkpoint: str | Path,
+    data: SourcesData,
+    sources: Sequence[Source],
+    *,
+    lengths: Sequence[int] | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+    max_new_tokens: int = 64,
+    uncompressed: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Figures of a Fwd2Bot on each source, see `source_figures`, with what is needed to read them.
+
+    Args:
+        lengths: default: the checkpoint's `summary_lengths`.
+
+    Raises:
+        ValueError: a length that the model does not have, or a source that has nothing to judge by.
+    """
+    config = AutoConfig.from_pretrained(checkpoint)
+    lengths = list(config.summary_lengths if lengths is None else lengths)
+    check_lengths(config, lengths)
+    model = Fwd2BotForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype).eval().to(device)
+    processor = Fwd2BotProcessor.from_pretrained(checkpoint)
+    results: dict[str, Any] = {
+        "checkpoint": Path(checkpoint).name,
+        "fingerprint": model.fingerprint,
+        "dtype": str(dtype).removeprefix("torch."),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "max_new_tokens": max_new_tokens,
+        "sources": {},
+    }
+    for source in sources:
+        reader = SourceReader(source, data, processor)
+        figures = source_figures(
+            model,
+            processor,
+            reader,
+            lengths,
+            limit=limit,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            uncompressed=uncompressed,
+        )
+        about = {"format": source.recipe.format, "split": source.recipe.split, "broken": reader.num_broken}
+        results["sources"][source.recipe.name] = about | figures
+    return results
+
+
+def check_lengths(config: Any, lengths: Sequence[int]) -> None:
+    """Raise `ValueError` for lengths that a Fwd2Bot does not have."""
+    k_max = config.num_summary_tokens
+    if not lengths or not all(1 <= k <= k_max for k in lengths):
+        raise ValueError(f"lengths must be in 1..{k_max} (the model's summary queries), got {list(lengths)}.")
+
+
+def settings_of(figures: dict[str, Any]) -> list[str]:
+    """ "uncompressed" and the lengths "k=..." of one source's figures, as far as they are there."""
+    return [name for name in figures if name == UNCOMPRESSED or name.startswith("k=")]
+
+
+def figure_rows(figures: dict[str, Any]) -> list[tuple[str, list[float | int | None]]]:
+    """The figures of one source by name, with a value for each of `settings_of`; None where one has none."""
+    flat = {setting: flatten(figures[setting]) for setting in settings_of(figures)}
+    names = dict.fromkeys(name for values in flat.values() for name in values)
+    return [(name, [values.get(name) for values in flat.values()]) for name in names]
+
+
+def shown(name: str, value: float | int | None) -> str:
+    """A figure as it stands in a table: times 100, as is usual for CIDEr (0..10) as well; bytes as they are."""
+    if value is None:
+        return ""
+    if name == "bytes_per_image":
+        return f"{value:,}"
+    return f"{100 * value:.1f}"
+
+
+def format_source_results(results: dict[str, Any]) -> str:
+    """The results as plain tables, one for each source."""
+    lines = []
+    for name, figures in results["sources"].items():
+        lines.append(f"{results['checkpoint']} on {name}: {figures['rows']} rows, {figures['pictures']} pictures")
+        lines.append(" " * 28 + "".join(f"{setting:>14}" for setting in settings_of(figures)))
+        lines += [
+            f"{figure:<28}" + "".join(f"{shown(figure, value):>14}" for value in values)
+            for figure, values in figure_rows(figures)
+        ]
+    return "\n".join(lines)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, float | int]:
+    """Nested figures as one level, their names joined by spaces."""
+    flat: dict[str, float | int] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name} ") if isinstance(value, dict) else {prefix + name: value}
+    return flat
