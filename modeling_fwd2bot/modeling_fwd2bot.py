@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .adapters_fwd2bot import (
     checkpoint_stage,
