@@ -13,7 +13,7 @@ OLDEST := .venv-oldest
 FAMILIES := .venv-families
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest test-families lint format wheel benchmark-import clean distclean
+.PHONY: help demo space space-export space-pictures test test-slow test-space test-oldest test-families lint format wheel benchmark-import clean distclean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,14 +22,29 @@ help: ## Show this list
 demo: $(VENV)/.installed ## Compress the gallery, then search it and ask about it from the summaries alone
 	$(PY) -m fwd2bot.pipelines.demo $(ARGS)
 
+space: $(VENV)/.installed-space ## Start the Space in a browser, on the checkpoint inside the package
+	$(PY) -m fwd2bot_cli demo $(ARGS)
+
+space-export: $(VENV)/.installed-space ## Write a folder that runs as a Space of its own to dist/space
+	rm -rf dist/space-wheel
+	$(PY) -m build --wheel --outdir dist/space-wheel .
+	$(PY) -m fwd2bot.space_app.export --wheel dist/space-wheel/*.whl --pictures docs --to dist/space $(ARGS)
+
+space-pictures: $(VENV)/.installed-space ## Take the pictures of the Space in docs/ anew; needs Chromium
+	FWD2BOT_SPACE_PICTURES=docs $(PY) -m pytest tests/space/browser -m browser -k picture_of_each_tab $(ARGS)
+
 # Their models are tiny: a second thread only waits for the first.
-test test-slow test-oldest test-families: export OMP_NUM_THREADS ?= 1
+test test-slow test-space test-oldest test-families: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/.installed-dev ## Run the tests (without those marked slow or gpu)
 	$(PY) $(PYTEST) $(ARGS)
 
 test-slow: $(VENV)/.installed-ray ## Run the tests marked slow; installs Ray
 	$(PY) -m pytest -m "slow and not gpu" $(ARGS)
+
+test-space: $(VENV)/.installed-space ## Run the tests of the Space in a browser; needs Chromium
+	@command -v chromium >/dev/null || { echo "error: the browser 'chromium' was not found. On Debian: apt-get install chromium" >&2; exit 1; }
+	$(PY) -m pytest tests/space -m "not slow and not gpu" $(ARGS)
 
 test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that are allowed (constraints-oldest.txt)
 	$(OLDEST)/bin/python $(PYTEST) $(ARGS)
@@ -73,6 +88,10 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PY) $(PIP_INSTALL) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-space: $(VENV)/.installed-dev
+	$(PY) $(PIP_INSTALL) -c constraints.txt -e ".[dev,browser]"
 	@touch $@
 
 $(VENV)/.installed-ray: $(VENV)/.installed-dev

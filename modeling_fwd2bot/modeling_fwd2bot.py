@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from .adapters_fwd2bot import (
     checkpoint_stage,
@@ -190,14 +191,20 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
 
     # The two passes
 
-    def _compress_pass(
+    def _compress_pass(self, num_summary_tokens: int, **inputs: Any) -> torch.Tensor:
+        """`[image or text][prompt]` rows `(N, L)` -> summary tokens `(N, k, d)`, with gradients."""
+        hidden = self._read_with_queries(num_summary_tokens, **inputs).last_hidden_state  # (N, L + k, d)
+        # What trains may be in float32 on a backbone in lower precision: PEFT's layers cast likewise.
+        return self.summary_projector(hidden[:, -num_summary_tokens:].to(self.summary_projector.weight.dtype))
+
+    def _read_with_queries(
         self,
         num_summary_tokens: int,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         **inputs: Any,
-    ) -> torch.Tensor:
-        """`[image or text][prompt]` rows `(N, L)` -> summary tokens `(N, k, d)`, with gradients."""
+    ) -> ModelOutput:
+        """What the base model returns for `[image or text][prompt][queries]` under the compress adapter."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         first_query = self.get_input_embeddings().num_embeddings
@@ -207,9 +214,7 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
             inputs["token_type_ids"] = causal_token_types(input_ids)
         rows = with_queries(base_model, query_ids, input_ids, attention_mask, **inputs)
         with run_stage("compress"):
-            hidden = base_model(**rows, use_cache=False).last_hidden_state  # (N, L + k, d)
-        # What trains may be in float32 on a backbone in lower precision: PEFT's layers cast likewise.
-        return self.summary_projector(hidden[:, -num_summary_tokens:].to(self.summary_projector.weight.dtype))
+            return base_model(**rows, use_cache=False)
 
     def _insert(self, summary: Fwd2BotSummary, expanded: dict[str, torch.Tensor]) -> torch.Tensor:
         """`(N, L', d)` input embeddings of the expanded prompts, the summary tokens at their slots."""
@@ -341,7 +346,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
                 if num_items_in_batch is not None:
                     share = (labels[:, 1:] != -100).sum() / num_items_in_batch
         if text_input_ids is not None:
-            text_tokens = self._compress_pass(k_max, text_input_ids, text_attention_mask)  # (M, k_max, d)
+            texts = {"input_ids": text_input_ids, "attention_mask": text_attention_mask}
+            text_tokens = self._compress_pass(k_max, **texts)  # (M, k_max, d)
             output.text_embeds = pool_summary(text_tokens, k_max)
             if text_image is None:
                 if len(text_tokens) != num_images:

@@ -1,6 +1,7 @@
 """Any picture as RGB, the same from a path, from bytes and from PIL."""
 
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from http.client import HTTPException
 from io import BytesIO
@@ -15,17 +16,20 @@ MAX_DOWNLOAD = 100_000_000  # bytes of a picture behind a URL
 URL_TIMEOUT = 30  # seconds
 
 
-def load_image(image: Any) -> Image.Image:
+def load_image(image: Any, *, max_pixels: int = MAX_IMAGE_PIXELS, formats: Sequence[str] | None = None) -> Image.Image:
     """Any picture as RGB, the same from a path, from bytes and from PIL.
 
     EXIF orientation is applied, transparency is laid on white, an animation gives its first frame.
 
     Args:
         image: a path, a URL (http, https), bytes, a `PIL.Image`, or a `(height, width[, 3 or 4])` uint8 array.
+        max_pixels: a picture of more is refused before it is decoded.
+        formats: names of the formats, as Pillow has them ("PNG", "JPEG"), of which a path, a URL or bytes may be; for
+            pictures of strangers, since Pillow also reads formats that hold programs. Default: all.
 
     Raises:
         TypeError: for another type. ValueError: for a picture that cannot be read to its end, or one of more than
-            `MAX_IMAGE_PIXELS` pixels. FileNotFoundError: for a path that is not there.
+            `max_pixels` pixels. FileNotFoundError: for a path that is not there.
     """
     name = (
         f"Image {str(image)[:200]!r}"
@@ -33,15 +37,20 @@ def load_image(image: Any) -> Image.Image:
         else f"An image ({type(image).__name__})"
     )
     source = _picture_source(image, name)
-    limits = f"allowed are 1 to {MAX_IMAGE_PIXELS:,} in all. Resize it first."
+    limits = f"allowed are 1 to {max_pixels:,} in all. Resize it first."
     try:
         # Only what is opened here is closed here.
-        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(source) as picture:
+        with (
+            nullcontext(source) if isinstance(source, Image.Image) else Image.open(source, formats=formats) as picture
+        ):
             width, height = picture.size
-            if 1 <= width * height <= MAX_IMAGE_PIXELS:
+            if 1 <= width * height <= max_pixels:
                 return _to_rgb(picture)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is no picture in a format that Pillow {Image.__version__} reads.") from error
+        known = f"in a format that Pillow {Image.__version__} reads."
+        if formats is not None:
+            known = f"in one of the formats {', '.join(formats)}. Convert it, or choose another one."
+        raise ValueError(f"{name} is no picture {known}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} has too many pixels ({error}); {limits}") from error
     except Exception as error:  # Pillow's decoders raise many types for a damaged file

@@ -21,10 +21,9 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import pipeline
 from transformers.utils import logging
 
-from fwd2bot.processing_fwd2bot import adds_special_tokens
-
 from .demo_reader import LENGTHS, chat, measure
 from .embedded import GalleryPicture, default_checkpoint, gallery, showcase
+from .rag_context import backbone_inputs
 
 STORED = torch.float16
 BATCH_SIZE = 20
@@ -112,18 +111,11 @@ def _uncompressed(
     compress: Any, pictures: list[GalleryPicture], names: list[str], asked: dict[str, Any]
 ) -> dict[str, Any]:
     """The bare backbone on all image tokens: its answers, and its times with the vision tower."""
-    model, processor = compress.model, compress.processor.backbone_processor
-    inputs = []
+    model, inputs = compress.model, []
     for question in asked["questions"]:
         picture = pictures[names.index(question["file"])]
         prompt = compress.processor.apply_chat_template(chat(question["text"]), add_generation_prompt=True)
-        batch = processor(
-            images=[[picture.image]],
-            text=[prompt],
-            return_tensors="pt",
-            add_special_tokens=adds_special_tokens(processor.tokenizer, [prompt]),
-        )
-        inputs.append(batch.to(compress.device))
+        inputs.append(backbone_inputs(compress.processor, prompt, [picture.image]).to(compress.device))
 
     def generate(index: int, max_new_tokens: int) -> str:
         ids = model.generate_uncompressed(**inputs[index], max_new_tokens=max_new_tokens, do_sample=False)

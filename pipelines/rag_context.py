@@ -6,6 +6,8 @@ from typing import Any
 
 from PIL import Image
 
+from fwd2bot.processing_fwd2bot import adds_special_tokens
+
 from .answer_inputs import is_chat
 
 _NUMBERS = r"\d+(?:(?:\s*,\s*(?:and\s+|or\s+)?|\s+and\s+|\s+or\s+|\s*&\s*)\d+)*"
@@ -66,6 +68,18 @@ def check_room(model: Any, num_tokens: int, settings: Mapping[str, Any], picture
             f"model reads at most {limit}. Ask about fewer pictures (top_k, ids), give a smaller max_new_tokens, or, "
             "in a chat, begin a new one."
         )
+
+
+def backbone_inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> Any:
+    """What `generate_uncompressed` takes: the prompt with its pictures in full, as the bare backbone reads them."""
+    inputs = processor.backbone_processor(
+        images=[list(images)],
+        text=[prompt],
+        return_tensors="pt",
+        add_special_tokens=adds_special_tokens(processor.tokenizer, [prompt]),
+    )
+    inputs.pop("labels", None)  # PaliGemma's processor makes some
+    return inputs
 
 
 def read_originals(store: Any, ids: Sequence[str], load_image: Any) -> list[Image.Image]:

@@ -8,13 +8,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from fwd2bot.processing_fwd2bot import adds_special_tokens
-
 from .answer_inputs import is_one_question, question_prompt
 from .answer_pipeline import RUN_PARAMETERS, AnswerPipeline
 from .pipeline_batches import each_input
 from .rag_chat import RagChat
-from .rag_context import check_room, named_pictures, question_text, read_originals
+from .rag_context import backbone_inputs, check_room, named_pictures, question_text, read_originals
 from .retrieval_pipeline import open_store
 
 COLUMNS = ("question", "text", "query", "ids")
@@ -240,13 +238,7 @@ class RagPipeline(AnswerPipeline):
     def _answer_uncompressed(self, asked: dict[str, Any], generate_kwargs: dict[str, Any]) -> list[Any]:
         """The bare backbone's answer, as ids, from pictures with all their tokens."""
         generate_kwargs = self._generate_arguments(generate_kwargs, return_dict_in_generate=False)
-        inputs = self.processor.backbone_processor(
-            images=[asked["images"]],
-            text=[asked["prompt"]],
-            return_tensors="pt",
-            add_special_tokens=adds_special_tokens(self.processor.tokenizer, [asked["prompt"]]),
-        ).to(self.device, self.model.dtype)
-        inputs.pop("labels", None)  # PaliGemma's processor makes some
+        inputs = backbone_inputs(self.processor, asked["prompt"], asked["images"]).to(self.device, self.model.dtype)
         settings = self._generation_settings(generate_kwargs)
         check_room(self.model, inputs["input_ids"].shape[1], settings, f"{len(asked['images'])} pictures")
         output = self.model.generate_uncompressed(**inputs, **generate_kwargs)

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .model_commands import compress, demo, info
+from .model_commands import compress, demo, info, tour
 from .printing import say
 from .query_commands import ask, search
 from .store_commands import delete, export, index, optimize, stats
 
 INTERRUPTED = 130
 ADVICE = {
+    "gradio": 'pip install "fwd2bot[space]"',
     "lancedb": 'pip install "fwd2bot[store]"',
     "pyarrow": 'pip install "fwd2bot[store]"',
 }
@@ -54,7 +55,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # help is plain text, so that its examples stay as they are written
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (index, search, ask, stats, delete, optimize, export, compress, info, demo):
+for command in (index, search, ask, stats, delete, optimize, export, compress, info, tour, demo):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""Commands that need no store: compress pictures into a file, look at a checkpoint, the demo."""
+"""Commands that need no store: compress pictures into a file, look at a checkpoint, the tour, the demo."""
 
 import os
 from pathlib import Path
@@ -111,19 +111,50 @@ def info(
 
 
 def demo(
+    store: Annotated[
+        str | None,
+        typer.Option("--store", metavar="STORE", help="Show the pictures of this store, which is only read."),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at. Default: 127.0.0.1, this machine.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Default: the first that is free from 7860 on.")
+    ] = None,
+    model: Model = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    debug: Debug = False,
+) -> None:
+    """Search, ask and look inside in a browser, on this machine.
+
+    Needs `pip install "fwd2bot[space]"`. Nothing leaves this machine; docs/space.md says what visitors see.
+
+    \b
+    fwd2bot demo
+    fwd2bot demo --store photos.store --port 8000
+    fwd2bot demo --model ./my-fwd2bot
+    """
+    from fwd2bot.space_app.options import SpaceOptions
+    from fwd2bot.space_app.serving import serve
+
+    serve(SpaceOptions(model, revision, trust_remote_code, store, device, dtype), host, port)
+
+
+def tour(
     output: Annotated[Path, typer.Option(metavar="FILE.png", help="The picture to write.")] = Path("demo/hits.png"),
     model: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Another checkpoint.")] = None,
     device: Annotated[str, typer.Option(help="Where the models run, such as cuda.")] = "cpu",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compress, search and ask, on the gallery.
+    """Compress, search and ask on the gallery, in the terminal.
 
     A second process searches and answers from the summaries alone.
 
     \b
-    fwd2bot demo
-    fwd2bot demo --output hits.png --json
+    fwd2bot tour
+    fwd2bot tour --output hits.png --json
     """
     from fwd2bot.pipelines.demo import DemoError, run
     from fwd2bot.pipelines.embedded import default_checkpoint

@@ -19,7 +19,7 @@ from fwd2bot.pipelines import demo
 from fwd2bot.pipelines.embedded import default_checkpoint
 from fwd2bot.pipelines.store import SummaryStore
 
-COMMANDS = ("index", "search", "ask", "stats", "delete", "optimize", "export", "compress", "info", "demo")
+COMMANDS = ("index", "search", "ask", "stats", "delete", "optimize", "export", "compress", "info", "tour", "demo")
 
 
 # Help
@@ -48,7 +48,7 @@ def test_help_of_a_command_has_an_example_and_json(command):
     result = run(command, "--help")
     assert result.exit_code == 0
     assert f"\n  fwd2bot {command}" in result.stdout
-    assert "--json" in result.stdout
+    assert ("--json" in result.stdout) == (command != "demo")  # which serves until it is stopped
 
 
 def test_unknown_command_is_a_usage_error():
@@ -309,16 +309,23 @@ def test_missing_checkpoint_is_an_error():
     assert "There is no folder '/nowhere'" in fails("info", "/nowhere")
 
 
-def test_demo_prints_its_results_as_json(checkpoint, tmp_path, monkeypatch):
+def test_tour_prints_its_results_as_json(checkpoint, tmp_path, monkeypatch):
     for name in ("set_verbosity_error", "disable_progress_bar"):  # of the whole process
         monkeypatch.setattr(demo.logging, name, lambda: None)
-    found = run_json("demo", "--model", checkpoint, "--output", tmp_path / "hits.png")
+    found = run_json("tour", "--model", checkpoint, "--output", tmp_path / "hits.png")
     assert set(found["results"]) == {"uncompressed", "k=8", "k=2"}
     assert (tmp_path / "hits.png").is_file()
 
 
-def test_error_of_the_demo_is_one_line(checkpoint, tmp_path):
-    assert "is a folder" in fails("demo", "--model", checkpoint, "--output", tmp_path)
+def test_demo_without_gradio_says_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith(("gradio", "fwd2bot.space_app"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert 'This needs gradio, which is not installed: pip install "fwd2bot[space]"' in fails("demo")
+
+
+def test_error_of_the_tour_is_one_line(checkpoint, tmp_path):
+    assert "is a folder" in fails("tour", "--model", checkpoint, "--output", tmp_path)
 
 
 # On a terminal and off it

@@ -1,0 +1,143 @@
+"""One question, answered from summaries and by the bare backbone on all image tokens, with what each costs."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import StoppingCriteriaList, TextIteratorStreamer
+
+from fwd2bot.pipelines.rag_context import backbone_inputs
+
+MAX_NEW_TOKENS = 48
+STEP_SECONDS = 120  # that a single token may take before the answer is given up
+STORED = torch.float16  # in which the bytes of image tokens and summaries are counted
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known of an answer while it is made and at its end.
+
+    Args:
+        text: what was said so far.
+        image_tokens: tokens that stand for the pictures. prompt_tokens: all that the model reads, with these.
+        image_bytes: of the vectors of these image tokens, two a number.
+        first_token_seconds: from the call to the first new token; None before it.
+        cache_bytes: of keys and values for the prompt; None before the end.
+        done: whether the answer is complete.
+    """
+
+    text: str = ""
+    image_tokens: int = 0
+    prompt_tokens: int = 0
+    image_bytes: int = 0
+    first_token_seconds: float | None = None
+    cache_bytes: int | None = None
+    done: bool = False
+
+
+def answer_from_summaries(model: Any, processor: Any, prompt: str, summary: Any) -> Iterator[Answer]:
+    """Stream the answer to a prompt with a placeholder for each summary.
+
+    Raises:
+        ValueError: when prompt and answer are longer than the model reads, before any compute.
+    """
+    inputs = processor(text=[prompt]).to(model.device)
+    tokens = int(summary.lengths.sum())
+    length = inputs["input_ids"].shape[1] - len(summary) + tokens
+    start = Answer(image_tokens=tokens, prompt_tokens=length, image_bytes=tokens * _width(model) * STORED.itemsize)
+    check_length(model, length)
+    yield from _stream(
+        processor, start, lambda **kwargs: model.generate_from_summary(summary, **inputs, **kwargs), length
+    )
+
+
+def answer_uncompressed(model: Any, processor: Any, prompt: str, images: list[Any]) -> Iterator[Answer]:
+    """Stream the bare backbone's answer to the same prompt, with the pictures in full.
+
+    The time to the first token has the vision tower in it, as it is run for every question.
+
+    Raises:
+        ValueError: when prompt and answer are longer than the model reads, before any compute.
+    """
+    inputs = backbone_inputs(processor, prompt, images).to(model.device, model.dtype)
+    tokens = int((inputs["input_ids"] == model.image_token_id).sum())
+    length = inputs["input_ids"].shape[1]
+    start = Answer(image_tokens=tokens, prompt_tokens=length, image_bytes=tokens * _width(model) * STORED.itemsize)
+    check_length(model, length)
+    yield from _stream(processor, start, lambda **kwargs: model.generate_uncompressed(**inputs, **kwargs), length)
+
+
+def check_length(model: Any, length: int) -> None:
+    """Raise `ValueError` unless a prompt of `length` tokens and its answer fit into what the model reads."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and length + MAX_NEW_TOKENS > limit:
+        raise ValueError(
+            f"The prompt has {length} tokens and the answer may have {MAX_NEW_TOKENS}; the model reads {limit}."
+        )
+
+
+def _width(model: Any) -> int:
+    return model.summary_projector.out_features
+
+
+class _TimedStreamer(TextIteratorStreamer):
+    """Hands on text as it comes, and remembers when the first new token did."""
+
+    def __init__(self, tokenizer: Any):
+        super().__init__(tokenizer, skip_prompt=True, timeout=STEP_SECONDS, skip_special_tokens=True)
+        self.begin = time.perf_counter()
+        self.first: float | None = None
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.next_tokens_are_prompt and self.first is None:
+            self.first = time.perf_counter() - self.begin
+        super().put(value)
+
+
+def _stream(processor: Any, answer: Answer, generate: Callable[..., Any], prompt_length: int) -> Iterator[Answer]:
+    """Run `generate` in a thread of its own and follow it; a consumer that stops listening stops it."""
+    streamer, stop, result = _TimedStreamer(processor.tokenizer), threading.Event(), {}
+
+    def stopped(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full((len(ids),), stop.is_set(), device=ids.device)
+
+    def run() -> None:
+        try:
+            result["output"] = generate(
+                streamer=streamer,
+                max_new_tokens=MAX_NEW_TOKENS,
+                do_sample=False,
+                return_dict_in_generate=True,
+                stopping_criteria=StoppingCriteriaList([stopped]),
+            )
+        except BaseException as error:  # told by the thread that listens
+            result["error"] = error
+            streamer.end()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        for text in streamer:
+            answer = replace(answer, text=answer.text + text, first_token_seconds=streamer.first)
+            yield answer
+        thread.join()
+    finally:
+        stop.set()
+    if "error" in result:
+        raise result["error"]
+    cache = cache_bytes(result["output"].past_key_values, prompt_length)
+    yield replace(answer, text=answer.text.strip(), first_token_seconds=streamer.first, cache_bytes=cache, done=True)
+
+
+def cache_bytes(cache: Any, prompt_length: int) -> int | None:
+    """Bytes of the keys and values of the first `prompt_length` positions; None for a cache of another kind."""
+    total = 0
+    for layer in getattr(cache, "layers", ()):
+        for values in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+            if not isinstance(values, torch.Tensor) or values.ndim != 4:  # (N, heads, positions, d)
+                return None
+            total += values[:, :, :prompt_length].numel() * values.element_size()
+    return total or None

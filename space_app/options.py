@@ -1,0 +1,82 @@
+"""How a Space is started: from the command line, or by environment variables where there is none."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fwd2bot_cli.models import ModelOptions, load, open_store
+
+from fwd2bot.pipelines.embedded import default_checkpoint, gallery
+
+from .collection import Shipped, StoreCollection
+from .service import Service
+
+VARIABLES = {
+    "model": "FWD2BOT_SPACE_MODEL",
+    "revision": "FWD2BOT_SPACE_REVISION",
+    "trust_remote_code": "FWD2BOT_SPACE_TRUST_REMOTE_CODE",
+    "store": "FWD2BOT_SPACE_STORE",
+    "device": "FWD2BOT_SPACE_DEVICE",
+    "dtype": "FWD2BOT_SPACE_DTYPE",
+}
+
+
+@dataclass(frozen=True)
+class SpaceOptions:
+    """What a Space runs on.
+
+    Args:
+        model: a checkpoint, a folder or an id on the Hub. Default: that inside the package; with a store, that which
+            made it. revision: of one on the Hub.
+        trust_remote_code: run the code that lies in the checkpoint instead of the package's.
+        store: one made by `fwd2bot index`, whose pictures are offered in place of the gallery; only read.
+        device, dtype: as for `fwd2bot search`.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    store: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+    def or_environment(self, environment: Mapping[str, str] = os.environ) -> "SpaceOptions":
+        """These options, and where one is not given, the environment variable of `VARIABLES`.
+
+        Raises:
+            ValueError: for a switch that is neither 1 nor 0.
+        """
+        found: dict[str, Any] = {}
+        for name, variable in VARIABLES.items():
+            value = environment.get(variable, "")
+            if not value or getattr(self, name):
+                continue
+            if name == "trust_remote_code":
+                if value not in ("0", "1"):
+                    raise ValueError(f"{variable}={value!r} must be 1 (run the checkpoint's own code) or 0.")
+                value = value == "1"
+            found[name] = value
+        return replace(self, **found)
+
+
+def load_service(options: SpaceOptions) -> Service:
+    """Load the model, and compress the gallery or open the store.
+
+    Raises:
+        OSError, ValueError: for a checkpoint or a store that is not there or does not fit, with the remedy.
+        ImportError: for a store without the extra `store`.
+    """
+    chosen = ModelOptions(options.model, options.revision, options.trust_remote_code, options.device, options.dtype)
+    if options.store is None:
+        chosen = chosen.or_embedded()
+    else:
+        chosen = chosen.or_of_store(open_store(options.store).config)
+    model, processor = load(chosen, None)
+    if options.store is None:
+        collection: Shipped | StoreCollection = Shipped(gallery())
+    else:
+        collection = StoreCollection(open_store(options.store, model, processor))
+    service = Service(model, processor, collection, english_only=chosen.name == str(default_checkpoint()))
+    service.warm_up()
+    return service

@@ -1,0 +1,343 @@
+"""What the Space does, without its page: a visitor's pictures, searching, asking, looking inside. Plain Python."""
+
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fwd2bot import Fwd2BotSummary
+from fwd2bot.pipelines.answer_inputs import question_prompt
+from fwd2bot.training.attention_maps import AttentionMaps, attention_maps
+
+from .collection import Hit, Shipped, StoreCollection
+from .comparison import STORED, Answer, answer_from_summaries, answer_uncompressed
+from .uploads import Upload, VisitorError, check_count, decode, encode, shown_name
+from .visitors import MAX_TURNS, Conversation, Picture, Turn, Visitor, Visitors
+
+BATCH_SIZE = 8
+MAX_TEXT = 1000  # characters of a query or a question
+MAX_TEXTS = 10
+MAX_ASKED = 5  # pictures of one question
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question while it is answered: about which pictures, from their summaries, and uncompressed.
+
+    Args:
+        note: why there is no uncompressed answer, where there is none.
+    """
+
+    question: str
+    pictures: list[Picture]
+    summary: Answer
+    uncompressed: Answer | None = None
+    note: str | None = None
+    earlier: tuple[Turn, ...] = ()
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is inside a summary.
+
+    Args:
+        maps: where each summary token looked; None with a `note` where that is not known of the backbone.
+        closeness: cosine of the picture with each text.
+        summary_bytes: two a number. image_bytes: of all image tokens, likewise. jpeg_bytes: at quality 75.
+    """
+
+    picture: Picture
+    maps: AttentionMaps | None
+    note: str | None
+    closeness: list[tuple[str, float]]
+    summary_bytes: int
+    image_bytes: int
+    jpeg_bytes: int
+
+
+class Service:
+    """All that the page calls. Methods may run in several threads at once, for one visitor or for several.
+
+    Args:
+        model, processor: a whole Fwd2Bot, in evaluation mode.
+        collection: the pictures that every visitor sees.
+        english_only: refuse questions in another script, which this checkpoint has never seen.
+    """
+
+    def __init__(self, model: Any, processor: Any, collection: Shipped | StoreCollection, english_only: bool = False):
+        self.model, self.processor, self.collection = model, processor, collection
+        self.english_only = english_only
+        self.visitors = Visitors()
+        collection.prepare(self)
+
+    @property
+    def max_length(self) -> int:
+        """The largest length k: that of the model, or of the store."""
+        return self.collection.max_length or self.model.config.num_summary_tokens
+
+    def warm_up(self) -> None:
+        """Answer once, so that the first visitor's times are those of all others."""
+        try:
+            for one in self.collection.pictures[:1]:
+                list(self.ask("warm-up", "What is it?", [one.id], self.max_length))
+        finally:
+            self.visitors.leave("warm-up")
+
+    # A visitor's own pictures
+
+    def add(
+        self, session: str, uploads: Sequence[Upload], progress: Callable[[int, int], None] | None = None
+    ) -> tuple[list[Picture], list[str]]:
+        """Decode, encode anew and compress files; returns the new pictures, and what was wrong with the others.
+
+        Raises:
+            VisitorError: for none or too many.
+        """
+        if not uploads:
+            raise VisitorError("No file came. Choose at least one picture.")
+        check_count(len(uploads))
+        with self.visitors.visit(session) as visitor:
+            visitor.check_room(len(uploads))
+            added, problems, read = [], [], []
+            for number, upload in enumerate(uploads, 1):
+                try:
+                    read.append((shown_name(upload.name), encode(decode(upload))))
+                except VisitorError as error:
+                    problems.append(str(error))
+                if len(read) == BATCH_SIZE or number == len(uploads) and read:
+                    added += self._compress_own(visitor, read)
+                    read = []
+                if progress is not None:
+                    progress(number, len(uploads))
+            return added, problems
+
+    def own(self, session: str) -> list[Picture]:
+        with self.visitors.visit(session) as visitor:
+            return list(visitor.pictures.values())
+
+    def remove_own(self, session: str) -> None:
+        """Let go of the visitor's pictures, and of what was said about them."""
+        with self.visitors.visit(session) as visitor:
+            with visitor.lock:
+                visitor.pictures.clear()
+                visitor.conversation = Conversation()
+
+    def compress(self, images: list[Any]) -> Fwd2BotSummary:
+        """Summaries of pictures at the largest length, on the CPU."""
+        inputs = self.processor.process_images(images).to(self.model.device)
+        return self.model.compress(**inputs, num_summary_tokens=self.max_length).to("cpu")
+
+    def _compress_own(self, visitor: Visitor, read: list[tuple[str, bytes]]) -> list[Picture]:
+        # From what is kept, so that the answer without compression is about the same pixels.
+        images = [Picture("", title, "", jpeg, None).image() for title, jpeg in read]
+        return [
+            visitor.add(title, jpeg, summary)
+            for (title, jpeg), summary in zip(read, self.compress(images), strict=True)
+        ]
+
+    def _find(self, visitor: Visitor, ids: Sequence[str]) -> list[Picture]:
+        found = [visitor.pictures.get(one) or self.collection.get(one) for one in ids]
+        missing = [one for one, picture in zip(ids, found, strict=True) if picture is None]
+        if missing:
+            raise VisitorError(
+                f"The picture {shown_name(missing[0])!r} is no longer here: what you bring is forgotten when the page "
+                "is closed or silent for long. Add it again, or choose another one."
+            )
+        return found
+
+    # Search
+
+    def search(self, session: str, query: str | Upload, length: int, top_k: int = 6) -> list[Hit]:
+        """The pictures that fit a sentence, or that are like a picture, from the best on.
+
+        Raises:
+            VisitorError: for an empty, too long or unreadable query, or numbers out of range.
+        """
+        self._check_length(length)
+        if isinstance(query, Upload):
+            made = self.compress([decode(query)])
+        else:
+            made = self._compress_texts([self._check_text(query, "query")])
+        with self.visitors.visit(session) as visitor:
+            visitor.query = made
+            return self._rank(visitor, made, length, top_k)
+
+    def rerank(self, session: str, length: int, top_k: int = 6) -> list[Hit]:
+        """The last search at another length, without the model: a prefix of a summary is the shorter summary."""
+        self._check_length(length)
+        with self.visitors.visit(session) as visitor:
+            return [] if visitor.query is None else self._rank(visitor, visitor.query, length, top_k)
+
+    def _rank(self, visitor: Visitor, query: Fwd2BotSummary, length: int, top_k: int) -> list[Hit]:
+        if not isinstance(top_k, int) or not 1 <= top_k <= 50:
+            raise VisitorError(f"The number of hits must be 1 to 50, not {top_k!r}.")
+        embedding = self.embed(query, length)[0]  # (d,)
+        hits = self.collection.search(embedding, query, length, top_k)
+        own = list(visitor.pictures.values())
+        if own:
+            scores = self.embed(Fwd2BotSummary.cat([one.summary for one in own]), length) @ embedding  # (N,)
+            hits += [Hit(score, one) for score, one in zip(scores.tolist(), own, strict=True)]
+        return sorted(hits, key=lambda hit: -hit.score)[:top_k]
+
+    def embed(self, summary: Fwd2BotSummary, length: int) -> torch.Tensor:
+        """`(N, d)` embeddings of summaries at a length, on the CPU."""
+        return self.model.embed(summary=summary, num_summary_tokens=length).cpu()
+
+    def _compress_texts(self, texts: list[str]) -> Fwd2BotSummary:
+        inputs = self.processor.process_texts(texts, truncation=True).to(self.model.device)
+        return self.model.compress(**inputs, num_summary_tokens=self.max_length).to("cpu")
+
+    # Ask
+
+    def ask(
+        self,
+        session: str,
+        question: str,
+        ids: Sequence[str],
+        length: int,
+        *,
+        find: int = 0,
+        uncompressed: bool = True,
+    ) -> Iterator[Exchange]:
+        """Answer from summaries, then uncompressed, as a stream; a question about the same pictures is a follow-up.
+
+        Args:
+            ids: the pictures, or none with `find`, how many the question itself shall find. A conversation whose
+                pictures were found goes on with these.
+
+        Raises:
+            VisitorError: for an empty question, no picture, too many, or one that is not here, before any compute.
+        """
+        question = self._check_text(question, "question")
+        self._check_length(length)
+        if not ids and not find:
+            raise VisitorError("No picture is chosen. Tick one below, or let the question find the pictures.")
+        if len(ids) > MAX_ASKED or not 0 <= find <= MAX_ASKED:
+            raise VisitorError(
+                f"{max(len(ids), find)} pictures are too many for one question; choose 1 to {MAX_ASKED}."
+            )
+        with self.visitors.visit(session) as visitor:
+            found_before = find and visitor.conversation.turns
+            if not ids:
+                ids = (
+                    visitor.conversation.pictures if found_before else self._retrieve(visitor, question, length, find)
+                )
+            ids = tuple(dict.fromkeys(ids))
+            pictures = self._find(visitor, ids)
+            talk = visitor.conversation
+            if talk.pictures != ids or len(talk.turns) >= MAX_TURNS:
+                talk = visitor.conversation = Conversation(ids)
+            yield from self._answer(talk, question, pictures, length, uncompressed)
+
+    def new_conversation(self, session: str) -> None:
+        with self.visitors.visit(session) as visitor:
+            visitor.conversation = Conversation()
+
+    def _retrieve(self, visitor: Visitor, question: str, length: int, count: int) -> list[str]:
+        hits = self._rank(visitor, self._compress_texts([question]), length, count)
+        if not hits:
+            raise VisitorError("There is no picture to find. Add one first.")
+        return [hit.picture.id for hit in hits]
+
+    def _answer(
+        self, talk: Conversation, question: str, pictures: list[Picture], length: int, uncompressed: bool
+    ) -> Iterator[Exchange]:
+        summary = Fwd2BotSummary.cat([picture.summary for picture in pictures]).truncate(length)
+        earlier = tuple(talk.turns)
+        exchange = Exchange(question, pictures, Answer(), earlier=earlier)
+        prompt = self._prompt(question, [(turn.question, turn.answer) for turn in earlier], len(pictures))
+        try:
+            for answer in answer_from_summaries(self.model, self.processor, prompt, summary):
+                exchange = replace(exchange, summary=answer)
+                yield exchange
+        except ValueError as error:
+            raise VisitorError(f"{error} Begin a new conversation, or choose fewer pictures.") from error
+        turn = Turn(question, exchange.summary.text, None)
+        if uncompressed:
+            try:
+                images = [picture.image() for picture in pictures]
+                said = [(one.question, one.uncompressed or one.answer) for one in earlier]
+                prompt = self._prompt(question, said, len(pictures))
+                for answer in answer_uncompressed(self.model, self.processor, prompt, images):
+                    exchange = replace(exchange, uncompressed=answer)
+                    yield exchange
+                turn.uncompressed = exchange.uncompressed.text
+            except ValueError as error:  # too long, or an original out of reach: the first answer stands
+                exchange = replace(exchange, uncompressed=None, note=str(error))
+        talk.turns.append(turn)
+        yield exchange
+
+    def _prompt(self, question: str, said: list[tuple[str, str]], count: int) -> str:
+        messages = []
+        for asked, answered in said:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        return question_prompt([*messages, {"role": "user", "content": question}], count, self.processor)
+
+    # Look inside
+
+    def look(self, session: str, one: str | None, length: int, texts: Sequence[str]) -> Look:
+        """Where each summary token of a picture looked, how close the picture is to texts, and what it weighs.
+
+        The texts are those given, and that which describes the picture, where there is one.
+
+        Raises:
+            VisitorError: for no picture, one that is not here, or too many texts.
+        """
+        self._check_length(length)
+        if not one:
+            raise VisitorError("No picture is chosen. Choose one below.")
+        texts = [self._check_text(text, "text") for text in texts if text.strip()]
+        if len(texts) > MAX_TEXTS:
+            raise VisitorError(f"{len(texts)} texts are too many; give at most {MAX_TEXTS}, one a line.")
+        with self.visitors.visit(session) as visitor:
+            [picture] = self._find(visitor, [one])
+        if picture.described:
+            texts = [picture.text, *texts]
+        image, maps, note = picture.image(), None, None
+        try:
+            maps = attention_maps(self.model, self.processor, image, num_summary_tokens=length)
+        except ValueError as error:
+            note = str(error)
+        closeness = []
+        if texts:
+            scores = self.embed(self._compress_texts(texts), length) @ self.embed(picture.summary, length)[0]
+            closeness = sorted(zip(texts, scores.tolist(), strict=True), key=lambda pair: -pair[1])
+        inputs = self.processor.process_images([image])
+        tokens = int((inputs["input_ids"] == self.model.image_token_id).sum())
+        width = self.model.summary_projector.out_features
+        return Look(
+            picture,
+            maps,
+            note,
+            closeness,
+            length * width * STORED.itemsize,
+            tokens * width * STORED.itemsize,
+            len(encode(image, 75)),
+        )
+
+    # Checks
+
+    def _check_length(self, length: Any) -> None:
+        if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= self.max_length:
+            raise VisitorError(f"The length k must be a whole number from 1 to {self.max_length}, not {length!r}.")
+
+    def _check_text(self, text: Any, what: str) -> str:
+        if not isinstance(text, str) or not text.strip():
+            raise VisitorError(f"The {what} is empty. Write at least one word.")
+        text = " ".join("".join(one if one.isprintable() else " " for one in text).split())
+        if len(text) > MAX_TEXT:
+            raise VisitorError(f"The {what} has {len(text)} characters; at most {MAX_TEXT} are read. Shorten it.")
+        letters = [one for one in text if one.isalpha()]
+        latin = [one for one in letters if unicodedata.name(one, "").startswith("LATIN")]
+        if self.english_only and 2 * len(latin) < len(letters):
+            raise VisitorError(
+                f"This checkpoint has read simple English only, and nothing in the script of this {what}. Try “two "
+                "snowmen on a blue field”, or start the Space with a checkpoint that knows your language."
+            )
+        if self.processor.image_token in text:
+            raise VisitorError(
+                f"The {what} holds {self.processor.image_token!r}, which marks a picture. Leave it out."
+            )
+        return text

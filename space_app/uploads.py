@@ -1,0 +1,87 @@
+"""Pictures of visitors: limited, decoded with care, and encoded anew, so that nothing of the file itself is kept."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from fwd2bot.pictures_fwd2bot import load_image
+
+MAX_FILES = 24  # at once, and of one visitor
+MAX_FILE_BYTES = 10_000_000
+MAX_PIXELS = 24_000_000
+MAX_SIDE = 1024  # pixels of what is kept
+# Bitmaps only: Pillow also reads formats that hold programs (EPS runs Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+
+class VisitorError(ValueError):
+    """Something that the visitor can mend; the message says how and is shown in the page."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file as it came: the name that the visitor gave it, and its content."""
+
+    name: str
+    content: bytes
+
+
+def read_and_delete(paths: list[str] | str | None) -> list[Upload]:
+    """The files that the web server has put on the disk, which are deleted whether or not they can be used.
+
+    Raises:
+        VisitorError: for too many.
+    """
+    paths = [Path(path) for path in ([paths] if isinstance(paths, str) else paths or [])]
+    try:
+        check_count(len(paths))
+        return [Upload(path.name, path.read_bytes()) for path in paths]
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def check_count(count: int) -> None:
+    if count > MAX_FILES:
+        raise VisitorError(f"{count} files came at once; at most {MAX_FILES} are taken. Choose fewer.")
+
+
+def decode(upload: Upload) -> Image.Image:
+    """The picture of a file as RGB, at most `MAX_SIDE` pixels high and wide.
+
+    Raises:
+        VisitorError: for a file that is empty, too large, no picture, damaged, or of too many pixels.
+    """
+    name = shown_name(upload.name)
+    if not upload.content:
+        raise VisitorError(f"“{name}” is empty. Choose another file.")
+    if len(upload.content) > MAX_FILE_BYTES:
+        raise VisitorError(
+            f"“{name}” has {len(upload.content) / 1e6:.0f} MB; at most {MAX_FILE_BYTES / 1e6:.0f} MB are taken. Make "
+            "it smaller first."
+        )
+    try:
+        picture = load_image(upload.content, max_pixels=MAX_PIXELS, formats=FORMATS)
+    except ValueError as error:
+        reason = str(error).removeprefix("An image (bytes) ")
+        raise VisitorError(f"“{name}” {reason}") from error
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    return picture
+
+
+def encode(picture: Image.Image, quality: int = 95) -> bytes:
+    """A JPEG of the pixels alone: no metadata, no profile, nothing else of the file."""
+    file = BytesIO()
+    Image.frombytes("RGB", picture.size, picture.tobytes()).save(
+        file, "JPEG", quality=quality, subsampling=0 if quality >= 90 else -1
+    )
+    return file.getvalue()
+
+
+def shown_name(name: str) -> str:
+    """The name of a file as it is shown: without folders, without what does not print, not too long."""
+    name = Path(name.replace("\\", "/")).name
+    name = "".join(character for character in name if character.isprintable()).strip()
+    return name if len(name) <= 40 else f"{name[:28]}…{name[-11:]}"

@@ -1,0 +1,117 @@
+"""What programs call, and what the server does not serve."""
+
+import json
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+from fwd2bot.pipelines.embedded import gallery
+
+
+@pytest.fixture
+def client(space):
+    made = Client(space.url, verbose=False)
+    yield made
+    made.close()
+
+
+def test_endpoints_are_named_and_documented(client):
+    named = client.view_api(return_format="dict")["named_endpoints"]
+    parameters = {name: [one["parameter_name"] for one in about["parameters"]] for name, about in named.items()}
+    assert parameters == {
+        "/compress": ["picture", "num_summary_tokens"],
+        "/search": ["query", "num_summary_tokens", "top_k"],
+        "/ask": ["question", "pictures", "find", "num_summary_tokens", "uncompressed"],
+    }
+    assert all(len(about["description"]) > 80 for about in named.values())
+
+
+def test_picture_is_compressed_found_and_asked_about_and_other_clients_do_not_see_it(client, space):
+    made = client.predict(handle_file(str(gallery()[47].path)), 8, api_name="/compress")
+    assert (made["id"], made["num_summary_tokens"], made["summary_bytes"]) == ("own-1", 8, 8 * 192 * 2)
+    assert len(made["summary"]) == 8 and len(made["summary"][0]) == 192
+    hits = client.predict("two snowmen on a blue field", 8, 2, api_name="/search")
+    assert {hit["id"] for hit in hits} == {"own-1", "gallery-47"}
+    said = client.predict("What colour is the background?", ["own-1"], 0, 8, True, api_name="/ask")
+    assert said["answer"] == said["uncompressed"]["answer"] == "blue"
+    assert said["cost"]["image_tokens"] == 8 and said["uncompressed"]["cost"]["image_tokens"] == 64
+    other = Client(space.url, verbose=False)
+    with pytest.raises(AppError, match="no longer here"):
+        other.predict("What is it?", ["own-1"], 0, 8, False, api_name="/ask")
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "words"),
+    [
+        (("", 8, 3), "/search", "The query is empty"),
+        (("a dog", 99, 3), "/search", "from 1 to 16"),
+        (("a dog", 8, 0), "/search", "must be 1 to 50"),
+        (("What?", [], 0, 8, False), "/ask", "No picture is chosen"),
+    ],
+)
+def test_bad_input_is_an_error_with_the_remedy(client, arguments, name, words):
+    with pytest.raises(AppError, match=words):
+        client.predict(*arguments, api_name=name)
+
+
+def test_text_file_is_an_error(client, tmp_path):
+    (tmp_path / "notes.jpg").write_text("words")
+    with pytest.raises(AppError, match="“notes.jpg” is no picture"):
+        client.predict(handle_file(str(tmp_path / "notes.jpg")), 8, api_name="/compress")
+
+
+def status(url, **headers):
+    try:
+        with urlopen(Request(url, **headers)) as answer:
+            return answer.status, dict(answer.headers)
+    except HTTPError as error:
+        return error.code, dict(error.headers)
+
+
+@pytest.mark.parametrize("path", ["gradio_api/file={}", "file={}", "gradio_api/file/{}", "gradio_api/proxy={}"])
+def test_no_file_is_served_by_its_path(space, path):
+    kept = space.uploads / "kept.png"
+    kept.write_bytes(b"x")
+    try:
+        assert status(space.url + path.format(kept))[0] == 404
+        assert status(space.url + path.format("/etc/passwd"))[0] == 404
+    finally:
+        kept.unlink()
+
+
+def test_state_is_not_saved_on_the_server(space):
+    assert status(space.url + "gradio_api/deep_link?session_hash=x")[0] == 404
+    assert status(space.url + "gradio_api/runs")[0] in (404, 405)
+
+
+def test_too_large_upload_is_refused_before_it_is_read(space):
+    request = {"data": b"x", "headers": {"Content-Length": str(10**9)}, "method": "POST"}
+    assert status(space.url + "gradio_api/upload", **request)[0] == 413
+
+
+def test_page_may_load_nothing_from_elsewhere(space):
+    code, headers = status(space.url)
+    assert code == 200
+    assert headers["content-security-policy"].startswith("default-src 'self'")
+
+
+def test_nothing_is_shared_or_told(space):
+    assert not space.page.share and not space.page.analytics_enabled
+    assert space.url.startswith("http://127.0.0.1:")
+
+
+def test_file_of_the_server_can_neither_be_read_nor_deleted(space, tmp_path):
+    """A call that names a path instead of an upload."""
+    mine = tmp_path / "mine.png"
+    mine.write_bytes(gallery()[0].path.read_bytes())
+    data = json.dumps({"data": [{"path": str(mine), "meta": {"_type": "gradio.FileData"}}, 8]}).encode()
+    call = Request(space.url + "gradio_api/call/compress", data, {"Content-Type": "application/json"})
+    with urlopen(call) as answer:
+        event = json.loads(answer.read())["event_id"]
+    with urlopen(space.url + f"gradio_api/call/compress/{event}") as answer:
+        assert answer.read().decode().startswith("event: error")
+    assert mine.exists()

@@ -1,0 +1,237 @@
+"""The service without its page: a visitor's pictures, search, questions, looking inside, bad input, many at once."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from PIL import Image
+from space_files import upload
+
+from fwd2bot.pipelines.embedded import gallery, showcase
+from fwd2bot.space_app.uploads import Upload, VisitorError
+from fwd2bot.space_app.views import heat_map
+
+
+def last(stream):
+    return list(stream)[-1]
+
+
+# A visitor's own pictures
+
+
+def test_added_pictures_are_found_and_bad_files_are_told(service, visitor):
+    own = Upload("snow.png", gallery()[47].path.read_bytes())
+    seen = []
+    added, problems = service.add(visitor, [own, Upload("notes.jpg", b"words")], lambda *done: seen.append(done))
+    assert [picture.title for picture in added] == ["snow.png"]
+    assert len(problems) == 1 and "notes.jpg" in problems[0]
+    assert seen == [(1, 2), (2, 2)]
+    hits = service.search(visitor, "two snowmen on a blue field", 8, top_k=2)
+    assert {hit.picture.id for hit in hits} == {"own-1", "gallery-47"}
+
+
+def test_pictures_of_one_visitor_are_not_those_of_another(service, visitor):
+    service.add(visitor, [upload()])
+    assert service.own(f"{visitor} other") == []
+    with pytest.raises(VisitorError, match="'own-1' is no longer here"):
+        last(service.ask(f"{visitor} other", "What is it?", ["own-1"], 4))
+
+
+def test_removed_pictures_are_gone(service, visitor):
+    service.add(visitor, [upload()])
+    service.remove_own(visitor)
+    assert service.own(visitor) == []
+    assert all(not hit.picture.id.startswith("own") for hit in service.search(visitor, "a dog", 4, top_k=50))
+
+
+@pytest.mark.parametrize(("count", "words"), [(0, "No file came"), (500, "500 files came at once; at most 24")])
+def test_wrong_number_of_files_is_refused(service, visitor, count, words):
+    with pytest.raises(VisitorError, match=words):
+        service.add(visitor, [upload()] * count)
+
+
+# Search
+
+
+def test_sentence_finds_the_picture_that_it_is_true_of(service, visitor):
+    for query in showcase()["queries"]:
+        [best] = service.search(visitor, query["text"], 8, top_k=1)
+        assert f"{best.picture.id.removeprefix('gallery-')}.png" in query["files"]
+
+
+def test_picture_finds_itself(service, visitor):
+    [best] = service.search(visitor, Upload("x.png", gallery()[5].path.read_bytes()), 8, top_k=1)
+    assert best.picture.id == "gallery-05" and best.score > 0.99
+
+
+def test_reranking_equals_a_new_search_and_runs_no_model(service, visitor, monkeypatch):
+    meant = {k: service.search(visitor, "a red square", k) for k in (1, 3, 16)}
+    monkeypatch.setattr(service.model, "compress", None)
+    for k, hits in meant.items():
+        again = service.rerank(visitor, k)
+        assert [hit.picture.id for hit in again] == [hit.picture.id for hit in hits]
+        assert torch.allclose(torch.tensor([h.score for h in again]), torch.tensor([h.score for h in hits]), atol=1e-5)
+
+
+def test_reranking_before_a_search_shows_nothing(service, visitor):
+    assert service.rerank(visitor, 4) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("  ", "The query is empty. Write at least one word"),
+        ("两个雪人", "simple English only.*two snowmen"),
+        ("x" * 1001, "has 1001 characters; at most 1000"),
+        ("an <image> here", "marks a picture. Leave it out"),
+        (Upload("notes.jpg", b"words"), "is no picture"),
+    ],
+)
+def test_bad_query_is_refused_with_the_remedy(service, visitor, query, words):
+    with pytest.raises(VisitorError, match=words):
+        service.search(visitor, query, 4)
+
+
+@pytest.mark.parametrize("length", [0, 17, 2.5, True])
+def test_wrong_length_is_refused(service, visitor, length):
+    with pytest.raises(VisitorError, match="from 1 to 16"):
+        service.search(visitor, "a dog", length)
+
+
+# Ask
+
+
+def test_question_is_answered_from_the_summary_and_uncompressed_with_their_costs(service, visitor):
+    one = showcase()["questions"][0]
+    stream = list(service.ask(visitor, one["text"], [f"gallery-{one['file'][:2]}"], 8))
+    done = stream[-1]
+    assert done.summary.text == done.uncompressed.text == one["answer"]
+    assert (done.summary.image_tokens, done.uncompressed.image_tokens) == (8, 64)
+    assert (done.summary.image_bytes, done.uncompressed.image_bytes) == (8 * 192 * 2, 64 * 192 * 2)
+    assert done.uncompressed.prompt_tokens - done.summary.prompt_tokens == 56
+    # 6 layers of keys and values, 192 numbers of 4 bytes each, for every token of the prompt
+    for answer in (done.summary, done.uncompressed):
+        assert answer.cache_bytes == answer.prompt_tokens * 6 * 2 * 192 * 4
+        assert 0 < answer.first_token_seconds < 60
+    assert stream[0].uncompressed is None and not stream[0].summary.done
+
+
+def test_answers_are_those_of_the_model(service, visitor):
+    """The same greedy tokens as the pipeline gives."""
+    from transformers import pipeline
+
+    pipe = pipeline("fwd2bot-answer", model=service.model, processor=service.processor, device="cpu")
+    for number in (3, 17):
+        picture = service.collection.get(f"gallery-{number:02d}")
+        for question in gallery()[number].questions[:3]:
+            found = last(service.ask(visitor, question.text, [picture.id], 4, uncompressed=False))
+            service.new_conversation(visitor)
+            [meant] = pipe(question.text, summary=picture.summary.truncate(4), max_new_tokens=48, do_sample=False)
+            assert found.summary.text == meant["generated_text"]
+
+
+def test_follow_up_goes_on_with_the_conversation_until_other_pictures_are_chosen(service, visitor):
+    first = last(service.ask(visitor, "How many carrots are in the picture?", ["gallery-43"], 8))
+    second = last(service.ask(visitor, "What colour is the background?", ["gallery-43"], 8))
+    assert [turn.question for turn in second.earlier] == [first.question]
+    assert second.earlier[0].answer == first.summary.text
+    assert second.summary.prompt_tokens > first.summary.prompt_tokens
+    assert last(service.ask(visitor, "What is it?", ["gallery-44"], 8)).earlier == ()
+
+
+def test_question_finds_its_picture_and_the_follow_up_stays_with_it(service, visitor):
+    first = last(service.ask(visitor, "How many snowmen are on the blue field?", [], 8, find=1))
+    assert [picture.id for picture in first.pictures] == ["gallery-47"]
+    second = last(service.ask(visitor, "Is there a dog?", [], 8, find=1))
+    assert second.pictures == first.pictures and len(second.earlier) == 1
+
+
+def test_several_pictures_are_asked_about_together(service, visitor):
+    done = last(service.ask(visitor, "Which picture shows carrots?", ["gallery-43", "gallery-44"], 4))
+    assert (done.summary.image_tokens, done.uncompressed.image_tokens) == (8, 128)
+
+
+@pytest.mark.parametrize(
+    ("question", "ids", "words"),
+    [
+        ("", ["gallery-01"], "The question is empty"),
+        ("What is it?", [], "No picture is chosen. Tick one"),
+        ("What is it?", [f"gallery-{index:02d}" for index in range(6)], "6 pictures are too many"),
+        ("What is it?", ["../../etc/passwd"], "'passwd' is no longer here"),
+        ("это что?", ["gallery-01"], "simple English only"),
+    ],
+)
+def test_bad_question_is_refused_before_any_compute(service, visitor, question, ids, words):
+    with pytest.raises(VisitorError, match=words):
+        next(service.ask(visitor, question, ids, 4))
+
+
+def test_prompt_that_is_too_long_is_told_on_each_side(tiny_service, visitor):
+    """The tiny model reads 512 tokens, one a byte."""
+    with pytest.raises(VisitorError, match="the model reads 512. Begin a new conversation"):
+        last(tiny_service.ask(visitor, "x" * 500, ["gallery-00"], 4))
+    done = last(tiny_service.ask(visitor, "x" * 430, ["gallery-00"], 1))
+    assert done.summary.done and done.uncompressed is None
+    assert "the model reads 512" in done.note
+
+
+def test_closed_stream_stops_the_model(tiny_service, visitor, monkeypatch):
+    import threading
+
+    before = threading.active_count()
+    stream = tiny_service.ask(visitor, "What is it?", ["gallery-00"], 4)
+    next(stream)
+    stream.close()
+    for thread in threading.enumerate():
+        if thread.daemon and thread.name.startswith("Thread-") and "run" in thread.name:
+            thread.join(10)
+    assert threading.active_count() <= before
+    assert tiny_service.visitors._visitors[visitor].busy == 0
+
+
+def test_ten_visitors_at_once_get_what_they_get_one_after_the_other(service, visitor):
+    numbers = range(10)
+
+    def visit(name):
+        def run(number):
+            session = f"{visitor} {name} {number}"
+            own = Upload(f"{number}.png", gallery()[number].path.read_bytes())
+            service.add(session, [own])
+            question = gallery()[number].questions[number % 3].text
+            done = last(service.ask(session, question, ["own-1"], 8))
+            hits = service.search(session, gallery()[number].captions[0], 8, top_k=3)
+            return done.summary.text, done.uncompressed.text, [hit.picture.title for hit in hits]
+
+        return run
+
+    one_by_one = [visit("alone")(number) for number in numbers]
+    with ThreadPoolExecutor(10) as pool:
+        at_once = list(pool.map(visit("together"), numbers))
+    assert at_once == one_by_one
+    assert len({answer for answer, _, _ in one_by_one}) > 3
+
+
+# Look inside
+
+
+def test_look_shows_maps_sizes_and_the_closest_text_first(service, visitor):
+    found = service.look(visitor, "gallery-43", 4, ["a yellow banana", "three carrots and a helicopter", ""])
+    assert found.maps.maps.shape == (4, 8, 8)
+    described = gallery()[43].description
+    texts, scores = zip(*found.closeness, strict=True)
+    assert set(texts[:2]) == {described, "three carrots and a helicopter"} and texts[2] == "a yellow banana"
+    assert list(scores) == sorted(scores, reverse=True) and scores[1] > 0.5 > scores[2]
+    assert (found.summary_bytes, found.image_bytes) == (4 * 192 * 2, 64 * 192 * 2)
+    assert 1000 < found.jpeg_bytes < 10_000
+
+
+def test_look_without_a_picture_is_refused(service, visitor):
+    with pytest.raises(VisitorError, match="No picture is chosen"):
+        service.look(visitor, None, 4, [])
+
+
+def test_heat_map_is_bright_where_the_token_looked():
+    heat = torch.zeros(4, 4)
+    heat[0, 3] = 1.0
+    drawn = heat_map(Image.new("RGB", (80, 80), "white"), heat.numpy(), (0, 0, 80, 80)).convert("L")
+    assert drawn.getpixel((150, 10)) > 200 > 130 > drawn.getpixel((10, 150))

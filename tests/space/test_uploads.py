@@ -1,0 +1,62 @@
+"""Files of visitors: what is taken, what is refused in which words, and what is left of a file."""
+
+from io import BytesIO
+
+import pytest
+from PIL import Image
+from space_files import png, wide_png
+
+from fwd2bot.space_app import uploads
+from fwd2bot.space_app.uploads import Upload, VisitorError, decode, encode, read_and_delete, shown_name
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("notes.jpg", b"just some words", "“notes.jpg” is no picture in one of the formats JPEG, .* Convert it"),
+        ("empty.png", b"", "“empty.png” is empty. Choose another"),
+        ("cut.png", png(Image.new("RGB", (300, 300), "red"))[:-80], "“cut.png” cannot be read.*replace it"),
+        ("program.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "no picture in one of"),
+        ("bomb.png", wide_png, "“bomb.png” .*20000 x 20000|too many pixels.*Resize it"),
+    ],
+)
+def test_bad_file_is_refused_with_its_name_and_the_remedy(name, content, words):
+    with pytest.raises(VisitorError, match=words):
+        decode(Upload(name, content() if callable(content) else content))
+
+
+def test_file_of_too_many_bytes_is_refused(monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_FILE_BYTES", 100)
+    with pytest.raises(VisitorError, match="at most 0 MB are taken"):
+        decode(Upload("large.png", png(Image.new("RGB", (64, 64), "red")) * 2))
+
+
+def test_large_picture_is_made_smaller():
+    assert decode(Upload("a.png", png(Image.new("RGB", (3000, 1500), "red")))).size == (1024, 512)
+
+
+def test_encoding_keeps_the_pixels_and_nothing_of_the_file():
+    file = BytesIO()
+    exif = Image.Exif()
+    exif[0x010E] = "where I live"
+    Image.new("RGB", (40, 30), (200, 30, 90)).save(file, "JPEG", exif=exif, comment=b"secret")
+    content = encode(decode(Upload("a.jpg", file.getvalue())))
+    assert b"where I live" not in content and b"secret" not in content
+    with Image.open(BytesIO(content)) as again:
+        assert again.size == (40, 30) and not again.getexif()
+        assert all(abs(found - meant) < 4 for found, meant in zip(again.getpixel((5, 5)), (200, 30, 90), strict=True))
+
+
+def test_reading_deletes_the_files_also_when_they_are_too_many(tmp_path):
+    paths = [tmp_path / f"{index}.png" for index in range(500)]
+    for path in paths:
+        path.write_bytes(b"x")
+    assert [one.name for one in read_and_delete([str(path) for path in paths[:2]])] == ["0.png", "1.png"]
+    with pytest.raises(VisitorError, match="498 files came at once; at most 24"):
+        read_and_delete([str(path) for path in paths[2:]])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_name_is_shown_without_folders_and_control_characters():
+    assert shown_name("C:\\me\\../a\x1b[31m\u202eb.png") == "a[31mb.png"
+    assert len(shown_name("x" * 300 + ".png")) == 40
