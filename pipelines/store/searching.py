@@ -13,7 +13,7 @@ from .table import StoreConfig, SummaryTable
 
 EXACT_BELOW = 50_000  # rows, up to which an approximate index is not asked unless the call says so
 PROBES = 20  # partitions of the index that an approximate search goes through
-REFINE = 30  # times top_k rows of an approximate search are compared anew with their own embeddings
+REFINE = 50  # times top_k rows of an approximate search are compared anew with their own embeddings
 
 
 def search_table(

@@ -32,6 +32,7 @@ COLUMNS = (
 RESERVED = (*COLUMNS, "_distance", "_score", "_relevance_score", "_rowid", "_rowaddr", "query_index")
 INDEX, INDEX_TYPES = "embedding_idx", {"ivf_pq": IvfPq, "hnsw_sq": HnswSq}
 ITERATIONS = 10  # of k-means; LanceDB's 50 take over twice the time and found no more (docs/scale.md)
+PQ_NUMBERS = 8  # of an embedding in one byte of "ivf_pq"; with LanceDB's 16 far less is found (docs/scale.md)
 MIN_INDEXED = 256  # rows that product quantisation needs to learn from
 LOOKUP = 1000  # ids or sources in one question to the table
 ATTEMPTS = 5  # to make columns beside other writers
@@ -224,7 +225,10 @@ class SummaryTable:
         rows = self.count()
         if rows < MIN_INDEXED:
             raise ValueError(f"An approximate index needs at least {MIN_INDEXED} rows to learn from, not {rows}.")
-        config = INDEX_TYPES[kind](distance_type="dot", **{"max_iterations": ITERATIONS, **settings})
+        chosen = {"max_iterations": ITERATIONS, **settings}
+        if kind == "ivf_pq" and self.config.width % PQ_NUMBERS == 0:
+            chosen.setdefault("num_sub_vectors", self.config.width // PQ_NUMBERS)
+        config = INDEX_TYPES[kind](distance_type="dot", **chosen)
         with store_errors(self.path):
             self.table.create_index("embedding", config=config, name=INDEX)
 
