@@ -13,9 +13,10 @@ from .query_commands import ask, search
 from .store_commands import delete, export, index, optimize, stats
 
 INTERRUPTED = 130
+STORE = 'pip install "fwd2bot[store]" (in a checkout: pip install -e ".[store]")'
 ADVICE = {
-    "lancedb": 'pip install "fwd2bot[store]"',
-    "pyarrow": 'pip install "fwd2bot[store]"',
+    "lancedb": STORE,
+    "pyarrow": STORE,
 }
 
 
