@@ -76,7 +76,6 @@ def index(
         device = "cpu"  # from where it travels to the workers
     elif workers is not None:
         raise typer.BadParameter("is for --engine ray.", param_hint="--workers")
-    ctx.meta["interrupted"] = "What was committed stays in the store; the same command goes on from there."
     sources, values = _expand(pictures), _metadata(metadata or [])
     from fwd2bot.pipelines.store import SummaryStore
     from fwd2bot.pipelines.store.sources import each_item
@@ -110,6 +109,7 @@ def index(
 
         how = RayEngine(workers)
     job = {"batch_size": batch_size, "commit_every": commit_every, "strict": strict, "engine": how}
+    ctx.meta["interrupted"] = "What was committed stays in the store; the same command goes on from there."
     report = opened.add(sources, metadata=values or None, progress=_progress(), **job)
     counts = {name: getattr(report, name) for name in ("added", "updated", "duplicates", "skipped")}
     if as_json:
