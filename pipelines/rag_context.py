@@ -88,7 +88,7 @@ def read_originals(store: Any, ids: Sequence[str], load_image: Any) -> list[Imag
     Raises:
         FileNotFoundError: naming each that is not there, cannot be read, or has another content than it had.
     """
-    from .store.sources import Item, hash_pixels, read  # needs LanceDB, which is there when a store is
+    from .store.sources import Item, hash_pixels, parquet_row, read  # needs LanceDB, which is there when a store is
 
     originals, unreachable = [], []
     for row in store.get(ids):
@@ -96,7 +96,10 @@ def read_originals(store: Any, ids: Sequence[str], load_image: Any) -> list[Imag
         if row["source"] is None:
             item.error = "the store does not know where it lies"
         else:
-            item = read(item, load_image)
+            try:
+                item = read(parquet_row(row["source"]) or item, load_image)
+            except (OSError, ValueError) as error:
+                item.error = str(error)
         if item.error is None and row["hash"] is not None and item.hash != row["hash"]:
             seen = item.picture and hash_pixels(item.picture)  # rows of pictures that were opened when they were added
             item.error = None if seen == row["hash"] else "its content has changed"

@@ -24,6 +24,7 @@ from .pipeline_memory import CandidateMemory, picture_key
 PARAMETERS = (
     "images", "summary", "texts", "top_k", "where", "num_summary_tokens", "batch_size", "num_workers", "progress"
 )  # fmt: skip
+INTERNAL = ("candidates", "in_store")  # what `__call__` gives to `postprocess`
 MEMORY_SIZE = 100_000  # embeddings
 
 
@@ -50,6 +51,7 @@ class RetrievalPipeline(BatchedPipeline):
 
     def __init__(self, *args: Any, memory_size: int = MEMORY_SIZE, store: Any = None, **kwargs: Any):
         self._memory = CandidateMemory(memory_size)
+        refuse_unknown({name: kwargs[name] for name in INTERNAL if name in kwargs}, self, PARAMETERS)
         super().__init__(*args, **kwargs)
         self.store = None if store is None else open_store(store, self.model, self.processor)
 
@@ -86,6 +88,7 @@ class RetrievalPipeline(BatchedPipeline):
                 is not there, a summary of the wrong dtype or shape, `top_k` below 1, or when not exactly one of the
                 three is given.
         """
+        refuse_unknown({name: kwargs[name] for name in INTERNAL if name in kwargs}, self, PARAMETERS)
         given = {"images": images, "summary": summary, "texts": texts}
         given = {name: value for name, value in given.items() if value is not None}
         if self.store is not None:
@@ -185,7 +188,7 @@ class RetrievalPipeline(BatchedPipeline):
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         forward = {name: parameters.pop(name) for name in ("num_summary_tokens",) if name in parameters}
-        ranking = ("top_k", "where", "candidates", "in_store")
+        ranking = ("top_k", "where", *INTERNAL)
         ranking = {name: parameters.pop(name) for name in ranking if name in parameters}
         refuse_unknown(parameters, self, PARAMETERS)
         top_k = ranking.get("top_k")
@@ -229,7 +232,9 @@ class RetrievalPipeline(BatchedPipeline):
     ) -> torch.Tensor | list[dict[str, Any]]:
         """The embedding itself `(d,)`, or the ranking of `candidates` `(N, d)` or of the rows of the store."""
         if in_store:
-            return self.store.search(embedding, top_k or max(len(self.store), 1), where=where)
+            if top_k is None:  # of all rows an index finds some
+                return self.store.search(embedding, max(len(self.store), 1), where=where, approximate=False)
+            return self.store.search(embedding, top_k, where=where)
         if candidates is None:
             return embedding
         scores, order = (candidates @ embedding).sort(descending=True, stable=True)  # (N,)

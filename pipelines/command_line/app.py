@@ -13,10 +13,11 @@ from .query_commands import ask, search
 from .store_commands import delete, export, index, optimize, stats
 
 INTERRUPTED = 130
+STORE = 'pip install "fwd2bot[store]" (in a checkout: pip install -e ".[store]")'
 ADVICE = {
-    "gradio": 'pip install "fwd2bot[space]"',
-    "lancedb": 'pip install "fwd2bot[store]"',
-    "pyarrow": 'pip install "fwd2bot[store]"',
+    "gradio": 'pip install "fwd2bot[space]" (in a checkout: pip install -e ".[space]")',
+    "lancedb": STORE,
+    "pyarrow": STORE,
 }
 
 

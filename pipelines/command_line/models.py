@@ -72,11 +72,11 @@ def open_store(path: str, model: Any = None, processor: Any = None) -> "SummaryS
     return SummaryStore.open(path, model, processor)
 
 
-def load(options: ModelOptions, stage: str) -> tuple[Any, Any]:
+def load(options: ModelOptions, stage: str | None) -> tuple[Any, Any]:
     """Model and processor of a checkpoint.
 
     Args:
-        options: with a name. stage: "compress", "generate" or "text", see `from_pretrained`.
+        options: with a name. stage: "compress", "generate", "text" or None for all, see `from_pretrained`.
 
     Raises:
         OSError, ValueError: for a checkpoint that is not there, does not load, or is no Fwd2Bot.

@@ -1,7 +1,6 @@
 """What commands print: one JSON document or text for people on stdout; messages on stderr."""
 
 import json
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+LONGEST = 60  # characters of one value of metadata in a table
 
 
 def say(message: str) -> None:
@@ -23,8 +24,10 @@ def printable(text: Any) -> str:
 
 
 def print_json(value: Any) -> None:
+    from fwd2bot.pipelines.plain_json import without_nan  # help and usage errors do without that package
+
     # ASCII, so that it is the same in every locale.
-    print(json.dumps(_plain(value), indent=2, default=str, allow_nan=False))
+    print(json.dumps(without_nan(value), indent=2, default=str, allow_nan=False))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -34,10 +37,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         for row in [columns, *rows]:
             print("\t".join(row))
         return
-    table = Table(*columns, box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, no_wrap=column == "id")  # which is copied from there
     for row in rows:
         table.add_row(*(Text(cell, overflow="fold") for cell in row))
     Console().print(table)
+
+
+def short(text: Any) -> str:
+    """The beginning of a long text."""
+    text = printable(text)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:
@@ -46,6 +57,10 @@ def print_fields(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if value is not None:
             print(f"{name + ':':{width}} {printable(value)}")
+
+
+def pictures_of(count: int) -> str:
+    return f"{count:,} picture{'' if count == 1 else 's'}"
 
 
 def size(num_bytes: float) -> str:
@@ -57,12 +72,3 @@ def size(num_bytes: float) -> str:
         if num_bytes < 1000:
             return f"{num_bytes:.1f} {unit}"
     return f"{num_bytes / 1000:.1f} TB"
-
-
-def _plain(value: Any) -> Any:
-    """NaN and infinity, which JSON does not have, as null."""
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,7 +1,8 @@
 """Commands that find pictures in a store and answer questions about them."""
 
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,7 +23,7 @@ from .options import (
     Where,
     is_url,
 )
-from .printing import print_json, print_table, printable, say
+from .printing import print_json, print_table, printable, say, short
 from .showing import check_show_path, write_page
 
 if TYPE_CHECKING:
@@ -101,6 +102,10 @@ def ask(
             "--together", help="One answer from all pictures at once; the model must have been trained for it."
         ),
     ] = False,
+    fallback: Annotated[
+        Literal["image"] | None,
+        typer.Option(help="image: let the bare backbone read the original pictures, for texts in them; slower."),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer at most.")] = 256,
     show: Show = None,
     model: Model = None,
@@ -113,39 +118,47 @@ def ask(
 ) -> None:
     """Answer a question from summaries alone.
 
-    It is about the pictures of the store that fit best, or those of --id. No picture is opened.
+    It is about the pictures of the store that fit best, or those of --id; each has an answer of its own, unless
+    --together asks about all of them at once. No picture is opened, unless --fallback image asks for the originals.
 
     \b
     fwd2bot ask photos.store "What colour is the car?" --search "a car in the snow"
     fwd2bot ask photos.store "How many dogs are there?" --id 0c5ab3d1 --id 77aa0912
     fwd2bot ask photos.store "Is there a cat?" --top-k 3 --json
+    fwd2bot ask photos.store "Which pictures show a cat?" --search "a cat" --top-k 3 --together
+    fwd2bot ask photos.store "What does the sign say?" --search "a street sign" --fallback image
     """
     if ids and (find is not None or where is not None or rerank is not None):
         raise typer.BadParameter("It names the pictures; leave out --search, --where and --rerank.", param_hint="--id")
     check_show_path(show)
     options = ModelOptions(model, revision, trust_remote_code, device, dtype)
-    if ids:
-        opened, *loaded = _open(store, options, "generate", ids)
-        rows = opened.get(ids)
-        hits = [{name: row[name] for name in ("id", "source", "page", "metadata")} | {"score": None} for row in rows]
-    else:
-        opened, *loaded = _open(store, options, "text")
-        hits = opened.search(
-            question if find is None else find, top_k, where=where, rerank=rerank, candidates=candidates
-        )
-    if not hits:
+    stage = None if fallback else "generate" if ids else "text"  # the originals need the whole model
+    opened, *loaded = _open(store, options, stage, ids)
+    begin, scores = time.perf_counter(), {}
+    if not ids:
+        query = question if find is None else find
+        hits = opened.search(query, top_k, where=where, rerank=rerank, candidates=candidates)
+        scores = {hit["id"]: hit["score"] for hit in hits}
+    groups = [[one] for one in ids or scores]
+    if not groups:
         raise ValueError("There is no picture to ask about: the store is empty, or --where leaves none.")
-    groups = [hits] if together else [[hit] for hit in hits]
-    found = opened.summary([hit["id"] for hit in hits])
-    texts = _answers(question, found, together, max_new_tokens, *loaded)
-    answers = [{"answer": answer, "pictures": group} for answer, group in zip(texts, groups, strict=True)]
+    if together:
+        groups = [[one for group in groups for one in group]]
+    share = (time.perf_counter() - begin) / len(groups)
+    answers = _answers(opened, question, groups, fallback, max_new_tokens, *loaded)
+    for one in answers:
+        one["seconds"]["retrieve"] += share
+        for picture in one["pictures"]:
+            picture["score"] = scores.get(picture["id"])
     shown = write_page(show, question, [(one["answer"], one["pictures"]) for one in answers])
     if as_json:
         print_json({"store": store, "question": question, "answers": answers, "shown": shown})
     elif len(answers) == 1:
-        print(printable(answers[0]["answer"]))
-        for hit in hits:
-            say(f"from {hit['source'] or hit['id']}")
+        [answer] = answers
+        print(printable(answer["answer"]))
+        for picture in answer["pictures"]:
+            number = f"{picture['number']}: " if len(answer["pictures"]) > 1 else ""
+            say(f"from {number}{picture['source'] or picture['id']}")
     else:
         rows = [
             (one["answer"], _score(hit), hit["id"], hit["source"] or "") for one in answers for hit in one["pictures"]
@@ -154,7 +167,7 @@ def ask(
 
 
 def _open(
-    path: str, options: ModelOptions, stage: str, ids: list[str] | None = None
+    path: str, options: ModelOptions, stage: str | None, ids: list[str] | None = None
 ) -> tuple["SummaryStore", Any, Any]:
     """A store, its model and processor; what is wrong with store or ids is told before a model is loaded."""
     opened = open_store(path)
@@ -165,17 +178,23 @@ def _open(
 
 
 def _answers(
-    question: str, summary: Any, together: bool, max_new_tokens: int, model: Any, processor: Any
-) -> list[str]:
-    """One answer for each summary, or one from all of them."""
+    store: "SummaryStore",
+    question: str,
+    groups: list[list[str]],
+    fallback: str | None,
+    max_new_tokens: int,
+    model: Any,
+    processor: Any,
+) -> list[dict[str, Any]]:
+    """What `fwd2bot-rag` says about each group of ids."""
     from transformers import pipeline
 
-    pipe = pipeline("fwd2bot-answer", model=model, processor=processor, device=model.device)
+    pipe = pipeline("fwd2bot-rag", model=model, processor=processor, device=model.device, store=store)
+    rows = [{"question": question, "ids": ids} for ids in groups]
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False}  # the same command gives the same answer
-    if together:
-        return [pipe(question, summary=summary, **settings)[0]["generated_text"]]
-    answers = pipe([question] * len(summary), summary=summary, batch_size=ANSWERS_AT_ONCE, progress=False, **settings)
-    return [answer[0]["generated_text"] for answer in answers]
+    if fallback:
+        settings["fallback"] = fallback
+    return pipe(rows, batch_size=ANSWERS_AT_ONCE, progress=False, **settings)
 
 
 def _print_hits(hits: list[dict[str, Any]]) -> None:
@@ -185,7 +204,7 @@ def _print_hits(hits: list[dict[str, Any]]) -> None:
             _score(hit),
             hit["id"],
             hit["source"] or "",
-            *("" if hit["metadata"][name] is None else hit["metadata"][name] for name in names),
+            *("" if hit["metadata"][name] is None else short(hit["metadata"][name]) for name in names),
         )
         for hit in hits
     ]

@@ -53,9 +53,12 @@ def write_page(path: Path | None, title: str, sections: list[Section]) -> str | 
     sections, left_out = _at_most(sections, MAX_SHOWN)
     make = contact_sheet if path.suffix.lower() == ".png" else html_page
     draft = path.with_name(f".{path.name}.{uuid4().hex}")
+    content = make(title, sections)
     try:
-        draft.write_bytes(make(title, sections))
+        draft.write_bytes(content)
         os.replace(draft, path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}.") from error
     finally:
         draft.unlink(missing_ok=True)
     say(f"Shown in {path}." + (f" {left_out:,} more pictures were left out." if left_out else ""))
@@ -63,7 +66,7 @@ def write_page(path: Path | None, title: str, sections: list[Section]) -> str | 
 
 
 def contact_sheet(title: str, sections: list[Section]) -> bytes:
-    """A PNG: the title, and below each heading its pictures with score and id."""
+    """A PNG: the title, and below each heading its pictures with score and the name of their file, or their id."""
     from PIL import Image, ImageDraw, ImageFont
 
     font, large = ImageFont.load_default(13), ImageFont.load_default(18)
@@ -97,7 +100,8 @@ def contact_sheet(title: str, sections: list[Section]) -> bytes:
                 draw.multiline_text((left + SIDE / 2, upper + SIDE / 2), text, "black", font, anchor="mm")
             else:
                 sheet.paste(picture, (left + (SIDE - picture.width) // 2, upper + (SIDE - picture.height) // 2))
-            for number, text in enumerate((_score(hit), _wrap(hit["id"], SIDE, font.getlength)[0])):
+            name = os.path.basename(hit["source"] or "") or hit["id"]
+            for number, text in enumerate((_score(hit), _wrap(name, SIDE, font.getlength)[0])):
                 draw.text((left, upper + SIDE + 2 + number * LINE), text, "dimgrey", font)
         top += -(-len(hits) // columns) * cell
     file = BytesIO()
@@ -115,16 +119,19 @@ def html_page(title: str, sections: list[Section]) -> bytes:
 
 
 def original(source: str | None, side: int) -> "Image | None":
-    """The picture at an absolute path or URL, at most `side` pixels high and wide; None when it cannot be reached."""
+    """The picture at an absolute path or URL, or in a row of a parquet file, at most `side` pixels high and wide; None
+    when it cannot be reached."""
     from PIL import ImageOps
 
     from fwd2bot.pictures_fwd2bot import load_image
+    from fwd2bot.pipelines.store.sources import Item, parquet_row, read
 
     # A relative name of a data set might be another picture here.
     if not source or not (os.path.isabs(source) or is_url(source)):
         return None
     try:
-        return ImageOps.contain(load_image(source), (side, side))
+        item = read(parquet_row(source) or Item(source), load_image)
+        return None if item.picture is None else ImageOps.contain(item.picture, (side, side))
     except (OSError, ValueError):
         return None
 

@@ -14,7 +14,7 @@ import typer
 
 from .models import ModelOptions, load, open_store
 from .options import BatchSize, Debug, Device, Dtype, Json, Model, Revision, Store, Tokens, TrustRemoteCode, is_url
-from .printing import print_fields, print_json, print_table, say, size
+from .printing import pictures_of, print_fields, print_json, print_table, say, size
 
 PICTURES_FAILED = 3  # exit code
 LISTED = 20  # pictures that failed, in the text
@@ -76,16 +76,17 @@ def index(
         device = "cpu"  # from where it travels to the workers
     elif workers is not None:
         raise typer.BadParameter("is for --engine ray.", param_hint="--workers")
-    ctx.meta["interrupted"] = "What was committed stays in the store; the same command goes on from there."
     sources, values = _expand(pictures), _metadata(metadata or [])
     from fwd2bot.pipelines.store import SummaryStore
+    from fwd2bot.pipelines.store.sources import each_item
     from fwd2bot.pipelines.store.table import check_metadata_name, exists
 
     for name in values:
         check_metadata_name(name)
     options = ModelOptions(model, revision, trust_remote_code, device, dtype)
     if exists(store):
-        config = SummaryStore.open(store).config
+        existing = SummaryStore.open(store)
+        config = existing.config
         for name, found, asked in (
             ("-k", config.num_summary_tokens, num_summary_tokens),
             ("--codec", config.codec, codec),
@@ -94,8 +95,11 @@ def index(
                 raise ValueError(
                     f"{store} was made with {name} {found}, not {asked}. Leave {name} out, or make a new store."
                 )
+        if unfit := existing.unfit_metadata(values):
+            raise typer.BadParameter(unfit, param_hint="--metadata")
         opened = SummaryStore.open(store, *load(options.or_of_store(config), "compress"))
     else:
+        next(each_item(_expand(pictures)))  # what holds no picture is an error before a store is made
         given = {} if codec is None else {"codec": codec}
         loaded = load(options.or_embedded(), "compress")
         opened = SummaryStore.create(store, *loaded, num_summary_tokens=num_summary_tokens, exist_ok=True, **given)
@@ -105,6 +109,7 @@ def index(
 
         how = RayEngine(workers)
     job = {"batch_size": batch_size, "commit_every": commit_every, "strict": strict, "engine": how}
+    ctx.meta["interrupted"] = "What was committed stays in the store; the same command goes on from there."
     report = opened.add(sources, metadata=values or None, progress=_progress(), **job)
     counts = {name: getattr(report, name) for name in ("added", "updated", "duplicates", "skipped")}
     if as_json:
@@ -113,8 +118,9 @@ def index(
         print_json({"store": store, **counts, "failed": failed, "rows": len(opened), **figures})
     else:
         done = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-        print(f"{done}, {len(report.failed):,} failed in {report.seconds:.1f} s ({report.rate:.1f} pictures/s).")
-        print(f"{store} holds {len(opened):,} pictures.")
+        rate = f" ({report.rate:.1f} pictures/s)" if report.rate else ""
+        print(f"{done}, {len(report.failed):,} failed in {report.seconds:.1f} s{rate}.")
+        print(f"{store} holds {pictures_of(len(opened))}.")
     for source, reason in report.failed[:LISTED]:
         say(f"failed: {source}: {reason}")
     if len(report.failed) > LISTED:
@@ -173,16 +179,18 @@ def delete(
     """
     opened = open_store(store)
     ids = list(dict.fromkeys(ids))
-    rows = opened.get(ids)
+    # What an interrupted --purge deleted is not in the store any more, but its bytes may be.
+    found = [one for one in ids if one in opened] if purge else ids
+    rows = opened.get(found) if found else []
     if not yes:
         if not as_json:
             print_table(["id", "source"], [(row["id"], row["source"] or "") for row in rows])
-        typer.confirm(f"Delete {len(ids)} picture(s) from {store}?", abort=True, err=True)
+        typer.confirm(f"Delete {len(found)} picture(s) from {store}?", abort=True, err=True)
     opened.delete(ids, purge=purge)
     if as_json:
-        print_json({"store": store, "deleted": ids, "purged": purge, "rows": len(opened)})
+        print_json({"store": store, "deleted": found, "purged": purge, "rows": len(opened)})
     else:
-        print(f"{len(ids):,} deleted; {store} holds {len(opened):,} pictures.")
+        print(f"{len(found):,} deleted; {store} holds {pictures_of(len(opened))}.")
 
 
 def optimize(
@@ -207,8 +215,8 @@ def optimize(
     """Make a store small and fast: join its files, free what was deleted, build an index.
 
     Versions of the table that are younger than --older-than stay for processes that still read them, and with them
-    the bytes of what was deleted since. An index is brought up to date; --index builds one, which is worth it from
-    some 100,000 pictures on.
+    the bytes of what was deleted since. An index is brought up to date; --index builds one, which searches ask once
+    the store has more than 50,000 pictures.
 
     \b
     fwd2bot optimize photos.store
@@ -227,7 +235,7 @@ def optimize(
         print_json({"store": store, **figures, "bytes_before": before["bytes"]})
         return
     print(
-        f"{store} holds {after['rows']:,} pictures in {size(after['bytes'])}; it had {size(before['bytes'])} before."
+        f"{store} holds {pictures_of(after['rows'])} in {size(after['bytes'])}; it had {size(before['bytes'])} before."
     )
     if after["index"]:
         print(f"The index {after['index']['type']} knows {after['index']['indexed_rows']:,} of them.")
@@ -239,6 +247,7 @@ def export(
     format: Annotated[
         Literal["parquet", "jsonl", "numpy"] | None, typer.Option(help="Default: by the ending of --to.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -258,11 +267,11 @@ def export(
         )
     opened = open_store(store)
     rows = len(opened)
-    opened.export(to, chosen)
+    opened.export(to, chosen, overwrite=overwrite)
     if as_json:
         print_json({"store": store, "file": str(to), "format": chosen, "rows": rows})
     else:
-        print(f"{rows:,} pictures written to {to}.")
+        print(f"{pictures_of(rows)} written to {to}.")
 
 
 def _metadata(pairs: list[str]) -> dict[str, Any]:

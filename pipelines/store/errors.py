@@ -28,13 +28,18 @@ REASONS = (
 )
 
 
+def reason_of(error: Exception) -> str:
+    """The text of one of LanceDB's errors without the place in its source."""
+    return re.sub(r",\s+/\S+\.rs:\d+(:\d+)?", "", str(error))
+
+
 @contextmanager
 def store_errors(path: Any) -> Iterator[None]:
     """Errors of reading and writing as `OSError` that names the store."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        text = str(error).split(", /")[0]  # without the place in LanceDB's source
+        text = reason_of(error)
         is_remote = "://" in str(path) and re.search(REMOTE, text)
         if isinstance(error, ValueError) and not is_remote and "magic" not in text:
             raise

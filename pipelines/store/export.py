@@ -13,21 +13,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..plain_json import without_nan
 from .searching import decode_tokens
 from .table import SummaryTable
 
 FORMATS = ("parquet", "numpy", "jsonl")
+NUMPY_FILES = {"embeddings.npy", "tokens.npy", "rows.jsonl"}
 PAYLOAD = ("hash", "source", "page", "length", "added")
 
 
-def export_store(table: SummaryTable, path: Path, format: str) -> None:
+def export_store(table: SummaryTable, path: Path, format: str, overwrite: bool) -> None:
     """See `SummaryStore.export`."""
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is unknown; choose one of {', '.join(map(repr, FORMATS))}.")
-    if format == "numpy" and path.exists():
-        raise FileExistsError(f"{path} exists. Choose a folder that does not, for the numpy export.")
     if format != "numpy" and path.is_dir():
         raise IsADirectoryError(f"{path} is a folder. Give the name of a file.")
+    if format == "numpy" and path.is_file():
+        raise NotADirectoryError(f"{path} is a file. Give the name of a folder.")
+    if format == "numpy" and path.is_dir() and not {file.name for file in path.iterdir()} <= NUMPY_FILES:
+        raise FileExistsError(f"{path} holds other files than those of an export. Choose another folder.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists. Choose another name, or say that it be overwritten (overwrite).")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to export to. Make it first.")
     write = {"parquet": _write_parquet, "jsonl": _write_lines, "numpy": _write_numpy}[format]
@@ -46,6 +52,8 @@ def _draft(path: Path) -> Iterator[Path]:
     draft = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         yield draft
+        if path.is_dir():  # of an older export, which no other folder can take the place of
+            shutil.rmtree(path)
         os.replace(draft, path)
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or error
@@ -108,4 +116,8 @@ def _npy(path: Path, dtype: Any, shape: tuple[int, ...]) -> BinaryIO:
 
 
 def _json(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+    return json.dumps(without_nan(row), ensure_ascii=False, default=_text, allow_nan=False) + "\n"
+
+
+def _text(value: Any) -> str:
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)  # dates and times

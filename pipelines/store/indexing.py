@@ -70,7 +70,7 @@ class IndexingJob:
         self.report = IndexReport()
         self.started = datetime.now(UTC)
         self.pending: dict[str, tuple[Item, bytes, np.ndarray]] = {}  # by id: what the next commit writes
-        self.replaced: set[str] = set()  # ids that the next commit deletes
+        self.replaced: dict[str, str] = {}  # source by id of the rows that the next commit deletes
         self.is_committing = False
 
     def run(self, items: Iterable[Item], total: int | None = None, progress: bool | None = None) -> IndexReport:
@@ -124,6 +124,9 @@ class IndexingJob:
             for row in self.table.find("source", sources, columns):
                 known.setdefault(row["source"], []).append(row)
             for item in part:
+                if item.error is not None:  # before a file in the store hides it
+                    yield item
+                    continue
                 rows = known.get(item.source, []) if item.stamp else []
                 rows = [row for row in rows if item.id in (None, row["id"])]
                 if any((row["size"], row["mtime_ns"]) == item.stamp and has_same_metadata(item, row) for row in rows):
@@ -163,14 +166,22 @@ class IndexingJob:
             waiting = new.get(item.key) or self.pending.get(item.key, [None])[0]
             if waiting is not None and waiting.hash == item.hash:
                 self.report.duplicates += 1
-                self.replaced.update(item.replaces)
+                self._replace(item)
+            elif item.id is not None and self._is_taken(item, waiting, row):
+                item.error = (
+                    f"The id {item.id!r} was given to another picture since this call began. Give each one of its own."
+                )
             elif row is not None and row["hash"] == item.hash and self._is_there(item, row):
-                self.replaced.update(item.replaces)
+                self._replace(item)
             else:  # what it replaces goes once it is compressed
                 item.is_update = row is not None or bool(item.replaces)
                 new[item.key] = item
             leaving.update(item.replaces)
         return list(new.values())
+
+    def _is_taken(self, item: Item, waiting: Item | None, row: dict[str, Any] | None) -> bool:
+        """Whether a given id has come before in this call, with another picture."""
+        return waiting is not None or (row is not None and row["hash"] != item.hash and row["added"] >= self.started)
 
     def _is_there(self, item: Item, row: dict[str, Any]) -> bool:
         """Count a picture whose content is in the store; False where its row is to be written anew."""
@@ -187,21 +198,21 @@ class IndexingJob:
     def _compress(self, items: list[Item]) -> None:
         for item, code, embedding in compress_items(self.compressor, items):
             self.pending[item.key] = (item, code, embedding)
-            self.replaced.update(item.replaces)
+            self._replace(item)
+
+    def _replace(self, item: Item) -> None:
+        self.replaced.update(dict.fromkeys(item.replaces, item.source))
 
     def _commit(self) -> None:
         if not self.pending and not self.replaced:
             return
         self.is_committing = True
-        # First the old rows of changed files, so that a kill in between leaves a file without a row, which a re-run
-        # indexes, and never one with two.
-        self.table.delete(sorted(self.replaced))
+        items, codes, embeddings = zip(*self.pending.values(), strict=True) if self.pending else ((), (), ())
+        rows = make_rows(self.table, items, codes, np.stack(embeddings)) if items else None
+        self.table.upsert(rows, self.replaced)  # of changed files the old rows go as the new ones come
+        self._count(items)
+        self.pending.clear()
         self.replaced.clear()
-        if self.pending:
-            items, codes, embeddings = zip(*self.pending.values(), strict=True)
-            self.table.upsert(make_rows(self.table, items, codes, np.stack(embeddings)))
-            self._count(items)
-            self.pending.clear()
         self.is_committing = False
         self._tidy_up()
 

@@ -5,6 +5,7 @@ Data hands them to workers that hold the model; lance-ray lets workers write the
 commits them all at once. Tensors never pass through the calling process.
 """
 
+import json
 import math
 import os
 import platform
@@ -22,8 +23,8 @@ from transformers.utils import logging
 try:
     import lance
     import ray
-    from lance_ray.datasink import LanceFragmentCommitter
-    from lance_ray.fragment import LanceFragmentWriter
+    from lance.fragment import FragmentMetadata
+    from lance_ray.fragment import write_fragment
     from ray.data import ActorPoolStrategy, DataContext, Dataset
 except ImportError as error:
     raise ImportError('engine="ray" needs Ray and lance-ray. Install them: pip install "fwd2bot[ray]"') from error
@@ -33,7 +34,7 @@ from .errors import store_errors
 from .indexing import THREADS, IndexingJob, batches, compress_items
 from .rows import describe_items, embedding_column
 from .sources import Item, hash_bytes, read
-from .table import LOOKUP, TABLE, SummaryTable
+from .table import ATTEMPTS, LOOKUP, TABLE, SummaryTable, is_in, is_replaced
 
 IN_MEMORY = 2**29  # bytes of pictures without an address of their own that a round may hold
 FRAGMENT = 4096  # rows that a worker writes into one fragment at least
@@ -152,7 +153,7 @@ class RayIndexingJob(IndexingJob):
         for some in batches(items, LOOKUP):
             for item in self._not_stored(some):
                 self.pending[item.key] = (item, b"", None)
-                self.replaced.update(item.replaces)
+                self._replace(item)
 
     def _summaries(self, items: list[Item]) -> Dataset:
         """Compress on the cluster. What was found out about each item is noted in it; the tensors stay with Ray."""
@@ -184,7 +185,7 @@ class RayIndexingJob(IndexingJob):
         return found
 
     def _write(self, summaries: Dataset, kept: list[tuple[int, Item]]) -> None:
-        """Workers write the fragments; then one commit deletes what is replaced, and the next adds them."""
+        """Workers write the fragments; then one commit adds them, and deletes what they replace."""
         items, table = [item for _, item in kept], self.table
         fragments, uri, schema = [], _table_uri(table.path), table.table.schema
         if kept:
@@ -200,15 +201,36 @@ class RayIndexingJob(IndexingJob):
             errors = [row["error"] for row in written if row["error"] is not None]
             if errors:
                 raise OSError(f"{errors[0]}. What was committed before is in the store; the same call goes on.")
-            fragments = [(row["fragment"], row["schema"]) for row in written]
+            fragments = [FragmentMetadata.from_json(row["fragment"]) for row in written]
+        conditions = [is_replaced(self.replaced)] if self.replaced else []
+        updates = [item.key for item in items if item.is_update]  # appended, not merged: the row as it was goes, too
+        conditions += [is_in("id", part) for part in batches(updates, LOOKUP)]
         with store_errors(table.path):
-            # Appended, not merged: a row that is written anew goes, too.
-            table.delete(sorted(self.replaced | {item.key for item in items if item.is_update}))
-            if fragments:
-                committer = LanceFragmentCommitter(uri, mode="append", schema=schema)
-                committer.on_write_start()
-                committer.on_write_complete([fragments])
+            _commit_fragments(uri, fragments, conditions)
         self._count(items)
+
+
+def _commit_fragments(uri: str, new: list[Any], conditions: list[str]) -> None:
+    """One commit that adds fragments and deletes the rows of which one of the conditions is true."""
+    for attempt in range(ATTEMPTS):
+        dataset = lance.dataset(uri)
+        changed: dict[int, Any] = {}
+        if conditions:
+            condition = " OR ".join(conditions)
+            found = dataset.scanner(columns=[], with_row_address=True, filter=condition).to_table()["_rowaddr"]
+            for fragment in {address >> 32 for address in found.to_pylist()}:
+                changed[fragment] = dataset.get_fragment(fragment).delete(condition)  # None if no row is left
+        update = lance.LanceOperation.Update(
+            removed_fragment_ids=[fragment for fragment, rest in changed.items() if rest is None],
+            updated_fragments=[rest for rest in changed.values() if rest is not None],
+            new_fragments=new,
+        )
+        try:
+            lance.LanceDataset.commit(dataset, update, read_version=dataset.version)
+            return
+        except OSError as error:  # another writer has changed the same fragments
+            if "conflict" not in str(error) or attempt == ATTEMPTS - 1:
+                raise
 
 
 class Worker:
@@ -269,10 +291,11 @@ def write_fragments(batch: pa.Table, uri: str, schema: pa.Schema, version: int) 
                 "the same path, or on object storage"
             )
         with store_errors(uri):
-            written = LanceFragmentWriter(uri, schema=schema, use_legacy_format=None)(batch)
+            written = write_fragment([batch], uri, schema=schema)
     except OSError as error:
-        return pa.table({"fragment": [b""], "schema": [b""], "error": [str(error)]})
-    return written.append_column("error", pa.nulls(len(written), pa.string()))
+        return pa.table({"fragment": [""], "error": [str(error)]})
+    fragments = [json.dumps(fragment.to_json()) for fragment, _ in written]
+    return pa.table({"fragment": fragments, "error": pa.nulls(len(fragments), pa.string())})
 
 
 def _table_uri(path: str) -> str:

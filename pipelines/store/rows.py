@@ -45,16 +45,24 @@ def make_columns(table: SummaryTable, items: Sequence[Item]) -> None:
     table.add_columns(new)
     known = table.metadata_fields  # another process may have made one of the columns, of another type
     for item in items:
-        stored = {}
-        for name, value in item.metadata.items():
-            kind = known.get(name)
-            try:
-                if value is not None:
-                    stored[name] = pa.scalar(value, kind or _metadata_type(value)).as_py()
-            except UNFIT as error:
-                found = f"is {kind} in the store, got {value!r:.80}" if kind else str(error)
-                item.error = f"Metadata {name!r} {found}."
+        stored, unfit = as_stored(item.metadata, known)
+        item.error = unfit or item.error
         item.metadata = {name: stored.get(name) for name in item.metadata}
+
+
+def as_stored(metadata: dict[str, Any], known: dict[str, pa.DataType]) -> tuple[dict[str, Any], str]:
+    """Metadata as their columns give them back, and what is wrong with those that do not fit."""
+    stored, unfit = {}, []
+    for name, value in metadata.items():
+        kind = known.get(name)
+        if value is None or (kind is None and isinstance(value, (list, tuple)) and not value):
+            continue  # of what an empty list is one, the first full one tells
+        try:
+            stored[name] = _stored(value, kind or _metadata_type(value))
+        except UNFIT as error:
+            found = f"is {kind} in the store, got {value!r:.80}" if kind else str(error)
+            unfit.append(f"Metadata {name!r} {found}.")
+    return stored, " ".join(unfit)
 
 
 def make_rows(table: SummaryTable, items: Sequence[Item], codes: Sequence[bytes], embeddings: np.ndarray) -> pa.Table:
@@ -98,6 +106,16 @@ def _metadata_type(value: Any) -> pa.DataType:
             f"is a {type(value).__name__}, and metadata are str, numbers, bool, dates or lists of these. Leave it out"
         )
     return kind
+
+
+def _stored(value: Any, kind: pa.DataType) -> Any:
+    """A value as its column gives it back; `ValueError` where that is another one, as 2 for 2.7."""
+    stored = pa.scalar(value, kind).as_py()
+    given = list(value) if isinstance(stored, list) else [value]
+    for one, other in zip(stored if isinstance(stored, list) else [stored], given, strict=True):
+        if one != other and one == one:  # NaN is NaN
+            raise ValueError(f"{kind} cannot hold {value!r}")
+    return stored
 
 
 def has_same_metadata(item: Item, row: dict[str, Any]) -> bool:

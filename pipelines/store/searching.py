@@ -12,7 +12,7 @@ from .compressor import Compressor, embed_tokens
 from .table import StoreConfig, SummaryTable
 
 EXACT_BELOW = 50_000  # rows, up to which an approximate index is not asked unless the call says so
-PROBES = 20  # partitions of the index that an approximate search goes through
+PROBES = 20  # partitions of the index that an approximate search goes through, and more until it has top_k rows
 REFINE = 50  # times top_k rows of an approximate search are compared anew with their own embeddings
 
 
@@ -37,8 +37,12 @@ def search_table(
     indexed = table.index_stats() is not None
     if approximate and not indexed:
         raise ValueError("The store has no approximate index. Make one with build_index(), or leave out approximate.")
+    rows = table.count()
     if approximate is None:
-        approximate = indexed and table.count() > EXACT_BELOW
+        approximate = indexed and rows > EXACT_BELOW
+    top_k, candidates = (min(value, max(rows, 1)) for value in (top_k, candidates))
+    wanted = max(candidates, top_k) if rerank else top_k
+    approximate = approximate and wanted * REFINE < rows  # or as many rows are compared as without the index
 
     tokens = None
     if _is_vector(query):
@@ -51,17 +55,17 @@ def search_table(
     names = list(table.metadata_fields)
     columns = ["id", "source", "page", *names]
     if rerank:
-        rows = nearest(table, vector, [*columns, "tokens"], max(candidates, top_k), where, approximate)
-        scores = maxsim(tokens[0], torch.from_numpy(decode_tokens(rows["tokens"], table.config))).tolist()
+        found = nearest(table, vector, [*columns, "tokens"], wanted, where, approximate)
+        scores = maxsim(tokens[0], torch.from_numpy(decode_tokens(found["tokens"], table.config))).tolist()
         order = sorted(range(len(scores)), key=lambda index: -scores[index])[:top_k]
-        rows, scores = rows.take(pa.array(order, pa.int64())), [scores[index] for index in order]
+        found, scores = found.take(pa.array(order, pa.int64())), [scores[index] for index in order]
     else:
-        rows = nearest(table, vector, columns, top_k, where, approximate)
-        scores = [min(1 - distance, 1.0) for distance in rows["_distance"].to_pylist()]
+        found = nearest(table, vector, columns, wanted, where, approximate)
+        scores = [min(1 - distance, 1.0) for distance in found["_distance"].to_pylist()]
     return [
         {"id": row["id"], "score": score, "source": row["source"], "page": row["page"]}
         | {"metadata": {name: row[name] for name in names}}
-        for row, score in zip(rows.to_pylist(), scores, strict=True)
+        for row, score in zip(found.to_pylist(), scores, strict=True)
     ]
 
 
@@ -82,7 +86,8 @@ def nearest(
     if where is not None:
         builder = builder.where(f"({where})")
     if approximate:
-        builder = builder.nprobes(probes).refine_factor(refine)
+        # No maximum: where a filter leaves few rows, most of the nearest partitions hold none of them.
+        builder = builder.minimum_nprobes(probes).maximum_nprobes(0).refine_factor(refine)
     else:
         builder = builder.bypass_vector_index()
     return table.read(builder.to_arrow, where)

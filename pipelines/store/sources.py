@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -19,6 +20,9 @@ from .table import check_metadata_name
 
 IMAGE = "image"  # the column of pictures
 PARQUET = ".parquet"
+MAX_FILE = 2**30  # bytes of a file that may be a picture; a larger one is not read
+# Formats whose endings Pillow knows, but of which it writes alone, or reads with the programs of others.
+NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF"}
 END = object()
 
 
@@ -77,6 +81,10 @@ def each_item(images: Any, ids: Any = None, metadata: Any = None) -> Iterator[It
     for what, values in (("ids", ids), ("metadata", per_item)):
         if isinstance(values, Sized) and _is_sized(images) and len(values) != len(images):
             raise ValueError(f"{len(images)} picture(s) came with {len(values)} {what}. Give one for each.")
+    if isinstance(ids, (list, tuple)):
+        twice = next((one for one, count in Counter(map(_checked_id, ids)).items() if count > 1), None)
+        if twice is not None:
+            raise ValueError(f"The id {twice!r} is given to several pictures. Give each one of its own.")
     streams = {"ids": ids, "metadata": per_item}
     ids, per_item = (repeat(None) if values is None else iter(values) for values in streams.values())
     count = 0
@@ -137,6 +145,10 @@ def read(item: Item, load_image: Any) -> Item:
         if isinstance(item.picture, (str, os.PathLike)) and not is_url(item.picture):
             if not os.path.isfile(item.picture):
                 raise FileNotFoundError("it does not exist or is no file")
+            if not os.path.getsize(item.picture):
+                raise ValueError("the file is empty")
+            if (size := os.path.getsize(item.picture)) > MAX_FILE:
+                raise ValueError(f"it has {size:,} bytes, and a file may have {MAX_FILE:,} at most; make it smaller")
             item.picture = Path(item.picture).read_bytes()
         if isinstance(item.picture, (bytes, bytearray, memoryview)):
             item.hash = hash_bytes(item.picture)
@@ -173,20 +185,23 @@ def _single(images: Any) -> Iterator[Item]:
             for name in sorted(glob.iglob(path, recursive=True)):
                 if os.path.isfile(name):
                     found = True
-                    yield from _expand(name)
+                    yield from _expand(name)  # of several files one may be broken
             if not found:
                 raise FileNotFoundError(f"No file fits the pattern {path!r}.")
             return
         if not os.path.exists(path):
             raise FileNotFoundError(f"{path!r} does not exist. Give a picture, a folder, a glob or a parquet file.")
+        if _is_parquet(images):
+            yield from _parquet(os.path.abspath(path))
+            return
     yield from _expand(images)
 
 
 def _expand(images: Any) -> Iterator[Item]:
     if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
         yield from _folder(os.path.abspath(images))
-    elif isinstance(images, (str, os.PathLike)) and os.fspath(images).endswith(PARQUET):
-        yield from _parquet(os.path.abspath(images))
+    elif _is_parquet(images):
+        yield from _shard(os.path.abspath(images))
     elif is_picture(images):
         yield _picture_item(images)
     elif isinstance(images, Mapping):
@@ -215,13 +230,15 @@ def _rows(images: Any) -> Iterable[Any]:
 
 
 def _folder(path: str) -> Iterator[Item]:
-    """The pictures below a folder, by the endings that Pillow knows; hidden ones are left out.
+    """The pictures below a folder, by the endings of what Pillow reads; hidden ones are left out.
+
+    Folders that cannot be read are items with an error.
 
     Without any, those in its parquet files. (Beside pictures, such files hold their captions as a rule.)
     """
-    endings = Image.registered_extensions()
-    found, shards = False, []
-    for folder, folders, files in os.walk(path):
+    endings = {ending for ending, name in Image.registered_extensions().items() if name not in NO_PICTURES}
+    found, shards, unreadable = False, [], []
+    for folder, folders, files in os.walk(path, onerror=unreadable.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in files if not name.startswith(".")):
             if os.path.splitext(name)[1].lower() in endings:
@@ -229,39 +246,77 @@ def _folder(path: str) -> Iterator[Item]:
                 yield _file_item(os.path.join(folder, name))
             elif name.endswith(PARQUET):
                 shards.append(os.path.join(folder, name))
+    for error in unreadable:
+        yield Item(None, source=os.fsdecode(error.filename), error=f"The folder cannot be read: {error.strerror}.")
     if found:
         return
-    if not shards:
+    if not shards and not unreadable:
         raise ValueError(
             f"The folder {path!r} holds no picture, nor do the folders in it: no file ends like one (.jpg, .png, "
             f"...), or with {PARQUET}."
         )
     for shard in shards:
-        yield from _parquet(shard)
+        yield from _shard(shard)
+
+
+def _is_parquet(images: Any) -> bool:
+    return isinstance(images, (str, os.PathLike)) and os.fspath(images).endswith(PARQUET)
+
+
+def _shard(path: str) -> Iterator[Item]:
+    """The rows of one parquet file of several; what is wrong with it is an item with an error."""
+    try:
+        yield from _parquet(path)
+    except (ValueError, OSError) as error:
+        yield Item(None, source=path, error=str(error))
 
 
 def _parquet(path: str) -> Iterator[Item]:
     try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path!r} cannot be read as a parquet file: {error}") from error
-    with file:
-        schema = file.schema_arrow
-        names = [one.name for one in schema if _holds_pictures(one.type)]
-        image = IMAGE if IMAGE in schema.names else names[0] if len(names) == 1 else None
-        if image is None:
-            raise ValueError(
-                f"{path!r} has the columns {schema.names}, none called {IMAGE!r}, and {len(names)} that may hold "
-                f"pictures. Call the column of pictures {IMAGE!r}."
-            )
-        index = 0
-        for batch in file.iter_batches(batch_size=32):
-            for row in batch.to_pylist():
+        with pq.ParquetFile(path) as file:
+            image = _image_column(path, file.schema_arrow)
+            rows = (row for batch in file.iter_batches(batch_size=32) for row in batch.to_pylist())
+            for index, row in enumerate(rows):
                 row[IMAGE] = row.pop(image)
                 item = _row_item(row)
                 item.source = f"{path}#{index}"
-                index += 1
                 yield item
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path!r} cannot be read as a parquet file: {error}") from error
+
+
+def parquet_row(source: str) -> Item | None:
+    """The picture of the row that a source `file.parquet#row` names; None for a source of another form.
+
+    Raises:
+        OSError, ValueError: for a file that is not there or cannot be read, or a row that it does not have.
+    """
+    path, _, number = source.rpartition("#")
+    if not (path.endswith(PARQUET) and number.isdecimal()):
+        return None
+    row = int(number)
+    with pq.ParquetFile(path) as file:
+        image = _image_column(path, file.schema_arrow)
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if row < rows:
+                found = file.read_row_group(group, columns=[image])[image][row].as_py()
+                return _row_item({IMAGE: found})
+            row -= rows
+    raise ValueError(f"{path!r} has no row {number}")
+
+
+def _image_column(path: str, schema: pa.Schema) -> str:
+    """The column of pictures."""
+    names = [one.name for one in schema if _holds_pictures(one.type)]
+    if IMAGE in schema.names:
+        return IMAGE
+    if len(names) != 1:
+        raise ValueError(
+            f"{path!r} has the columns {schema.names}, none called {IMAGE!r}, and {len(names)} that may hold "
+            f"pictures. Call the column of pictures {IMAGE!r}."
+        )
+    return names[0]
 
 
 def _holds_pictures(kind: pa.DataType) -> bool:
@@ -295,7 +350,10 @@ def _picture_item(picture: Any) -> Item:
     if not is_picture(picture):
         found = type(picture).__name__
         return Item(None, error=f"A picture must be a path, URL, bytes, PIL.Image or uint8 array, got {found}.")
-    return Item(picture, source=getattr(picture, "filename", None) or None)
+    name = getattr(picture, "filename", None) or None  # of Pillow
+    if name is not None and os.path.exists(name):
+        name = os.path.abspath(os.fsdecode(name))
+    return Item(picture, source=name)
 
 
 def _file_item(path: str | bytes) -> Item:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from fwd2bot import Fwd2BotSummary
 from fwd2bot.summary_fwd2bot import METADATA_KEYS, summary_from
@@ -16,7 +17,7 @@ from .checking import check_table
 from .compressor import Compressor, check_summary, new_config
 from .export import export_store, vectors
 from .indexing import IndexingJob, IndexReport
-from .rows import write_summaries
+from .rows import as_stored, write_summaries
 from .searching import decode_tokens, search_table
 from .sources import count_items, each_item, summary_items
 from .table import OLD, StoreConfig, SummaryTable, exists
@@ -67,7 +68,11 @@ class SummaryStore:
         """
         config = new_config(model, processor, num_summary_tokens, codec)
         if not (exist_ok and exists(path)):
-            return cls(SummaryTable.create(path, config), model, processor)
+            try:
+                return cls(SummaryTable.create(path, config), model, processor)
+            except FileExistsError:
+                if not exist_ok:
+                    raise
         store = cls.open(path, model, processor)
         for name in ("num_summary_tokens", "codec"):
             found, asked = getattr(store.config, name), getattr(config, name)
@@ -105,6 +110,9 @@ class SummaryStore:
         """The ids, without order."""
         for batch in self._table.scan(["id"]):
             yield from batch["id"].to_pylist()
+
+    def __contains__(self, id: Any) -> bool:
+        return isinstance(id, str) and bool(self._table.find("id", [id], ["id"]))
 
     def __repr__(self) -> str:
         config = self.config
@@ -187,15 +195,22 @@ class SummaryStore:
         """Delete rows.
 
         Args:
-            purge: free their bytes at once: the files that hold them are rewritten, and all older versions of the
-                table are removed. Processes that read the store meanwhile may get an error. Without it the bytes go
-                with a later `optimize`.
+            purge: free their bytes at once, and those of everything that was deleted or replaced before: files with
+                deleted rows are rewritten (on object storage all files), and all older versions of the table are
+                removed. Processes that read the store meanwhile may get an error. Interrupted, the same call goes on;
+                so ids that are not in the store are no error here, but a warning. Without it a later `optimize` frees
+                the bytes, but not in files of which less than a tenth is deleted.
 
         Raises:
             ValueError: for ids that are not in the store, listing them; nothing is deleted then.
         """
         ids = _id_list(ids)
-        self._rows(ids, ["id"])
+        try:
+            self._rows(ids, ["id"])
+        except ValueError as error:
+            if not purge:
+                raise
+            logging.get_logger(__name__).warning(f"{error} Bytes of what was deleted before are freed.")
         if purge:
             self._table.purge(ids)
         else:
@@ -286,7 +301,7 @@ class SummaryStore:
                 if there is one and the store has more than 50,000 rows.
             rerank: "maxsim" to order the best `candidates` anew by late interaction: the mean, over the query's
                 summary tokens, of the largest cosine with one of the picture's.
-            candidates: how many are ordered anew.
+            candidates: how many are ordered anew; at least `top_k`.
 
         Returns:
             `[{"id", "score", "source", "page", "metadata"}, …]`, best first.
@@ -297,19 +312,23 @@ class SummaryStore:
         """
         return search_table(self._table, self._compressor, query, top_k, where, approximate, rerank, candidates)
 
-    def export(self, path: str | os.PathLike, format: str = "parquet") -> None:
+    def unfit_metadata(self, metadata: dict[str, Any]) -> str:
+        """What is wrong with metadata that do not fit the store's columns; empty if they all do."""
+        return as_stored(metadata, self._table.metadata_fields)[1]
+
+    def export(self, path: str | os.PathLike, format: str = "parquet", *, overwrite: bool = False) -> None:
         """Write all rows, as they are now, for other programs; whole or not at all.
 
         Args:
             format: "parquet" or "jsonl": a file of id, vector and payload (source, hash, time and metadata), as vector
                 databases import them. "numpy": a folder with `embeddings.npy` `(N, d)` float16, `tokens.npy`
                 `(N, k, d)` float32 and `rows.jsonl` with id and payload.
+            overwrite: replace a file or folder that is there.
 
         Raises:
-            ValueError: for another format. FileExistsError: for a folder that is there. OSError: when it cannot be
-                written.
+            ValueError: for another format. FileExistsError: for what is there. OSError: when it cannot be written.
         """
-        export_store(self._table, Path(path), format)
+        export_store(self._table, Path(path), format, overwrite)
 
     def check(self) -> int:
         """Read every row, compare its tokens with its embedding, and return how many there are.

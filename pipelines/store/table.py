@@ -13,12 +13,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import lancedb
+import numpy as np
 import pyarrow as pa
 from lancedb.index import BTree, HnswSq, IvfPq
 from lancedb.table import Table
 
 from .codecs import check_codec, token_bytes
-from .errors import store_errors
+from .errors import reason_of, store_errors
 
 FORMAT_VERSION = 1
 TABLE = "summaries"
@@ -122,8 +123,13 @@ class SummaryTable:
             raise FileExistsError(f"{path} holds a store. Open it with SummaryStore.open, or choose another place.")
         if _is_local(path) and os.path.exists(path) and not os.path.isdir(path):
             raise NotADirectoryError(f"{path} is a file. Give a folder for the store.")
-        with store_errors(path):
-            return cls(_connect(path).create_table(TABLE, schema=config.schema), path)
+        try:
+            with store_errors(path):
+                return cls(_connect(path).create_table(TABLE, schema=config.schema), path)
+        except ValueError as error:  # LanceDB's, where another process was faster
+            if not exists(path):
+                raise
+            raise FileExistsError(f"{path} holds a store, which another process has just made. Open it.") from error
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> "SummaryTable":
@@ -183,14 +189,23 @@ class SummaryTable:
                 if attempt == ATTEMPTS - 1:
                     raise
 
-    def upsert(self, rows: pa.Table) -> None:
-        """One commit: rows of known ids are replaced, the others are new.
+    def upsert(self, rows: pa.Table | None, replaced: Mapping[str, str] | None = None) -> None:
+        """One commit: rows of known ids are replaced, the others are new, and those that are replaced go.
 
         After a conflict with another writer LanceDB tries again. Columns that another writer has made are left empty.
+
+        Args:
+            rows: None for none.
+            replaced: the source by id of rows that are deleted, unless `rows` has the id. A row that another writer
+                has given to another source meanwhile stays.
         """
         with store_errors(self.path):
             merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            if replaced:
+                merge = merge.when_not_matched_by_source_delete(is_replaced(replaced))
             schema = self.table.schema
+            if rows is None:
+                rows = schema.empty_table()
             for field in schema:
                 if field.name not in rows.column_names:
                     rows = rows.append_column(field, pa.nulls(len(rows), field.type))
@@ -203,20 +218,39 @@ class SummaryTable:
                 self.table.delete(is_in("id", ids[start : start + LOOKUP]))
 
     def purge(self, ids: Sequence[str]) -> None:
-        """Delete, and free the bytes: no version of the table and no file holds the rows any more.
+        """Delete, and free the bytes: no version of the table and no file holds the rows any more, nor older rows of
+        the same ids.
 
-        Compaction alone rewrites a file only when a tenth of its rows are gone. So the files' other rows are moved
-        away first; when it is interrupted, the rows are still there, and the same call does it.
+        Compaction alone rewrites a file only when a tenth of its rows are gone. So the other rows of each file with
+        deleted ones are moved into a new one first. When it is interrupted, the same call goes on.
         """
-        with store_errors(self.path):
-            addresses = [row["_rowaddr"] for row in self.find("id", ids, ["id", "_rowaddr"])]
-            for fragment in sorted({address >> 32 for address in addresses}):
-                inside = f"_rowaddr >= {fragment << 32} AND _rowaddr < {(fragment + 1) << 32}"
-                for start in range(0, len(ids), LOOKUP):
-                    inside += f" AND NOT {is_in('id', ids[start : start + LOOKUP])}"
-                self.table.update(where=inside, values_sql={"page": "page"})
         self.delete(ids)
-        self.optimize(timedelta(0))
+        with store_errors(self.path):
+            for rows in self._rows_beside_deleted():
+                self.table.update(where=rows, values_sql={"page": "page"})
+            # The commit that deletes names the ids. With this one after it, which deletes nothing, it goes, too.
+            self.table.delete("id IS NULL")
+        for attempt in range(ATTEMPTS):
+            try:
+                self.optimize(timedelta(0))
+                return
+            except OSError as error:  # another process changed the same files meanwhile
+                if "conflict" not in str(error) or attempt == ATTEMPTS - 1:
+                    raise
+
+    def _rows_beside_deleted(self) -> list[str]:
+        """Conditions for the rows of each file of which others are deleted; on object storage for those of all files,
+        whose names LanceDB does not tell."""
+        if _is_local(self.path):
+            # Lance calls them FRAGMENT-VERSION-NUMBER.arrow or .bin.
+            names = Path(self.path, f"{TABLE}.lance", "_deletions").glob("*-*-*.*")
+            fragments = {int(name.name.split("-")[0]) for name in names}
+        else:
+            addresses = (batch["_rowaddr"].to_numpy() for batch in self.scan(["_rowaddr"]))
+            fragments = {int(one) for part in addresses for one in np.unique(part >> 32)}
+        return [
+            f"_rowaddr >= {fragment << 32} AND _rowaddr < {(fragment + 1) << 32}" for fragment in sorted(fragments)
+        ]
 
     def build_index(self, kind: str, settings: Mapping[str, Any]) -> None:
         """See `SummaryStore.build_index`."""
@@ -249,13 +283,14 @@ class SummaryTable:
         try:
             with store_errors(self.path):
                 return query()
-        except ValueError as error:
-            if where is None:
+        except (ValueError, OSError) as error:
+            # A filter may be a condition, and yet be impossible for a row, as a division by zero.
+            if where is None or (isinstance(error, OSError) and "applying filter" not in str(error)):
                 raise
             names = ", ".join(name for name in self.table.schema.names if name not in ("embedding", "tokens"))
             raise ValueError(
-                f"The filter {where!r:.300} cannot be used: {error}. It is a condition in SQL on the columns {names}; "
-                "words stand in single quotes."
+                f"The filter {where!r:.300} cannot be used: {reason_of(error)}. It is a condition in SQL on the "
+                f"columns {names}; words stand in single quotes."
             ) from error
 
     def size(self) -> int:
@@ -299,7 +334,8 @@ def exists(path: str | os.PathLike) -> bool:
     """Whether a store is there; makes no folder, as LanceDB would."""
     path = _place(path)
     if _is_local(path):
-        return Path(path, f"{TABLE}.lance", "_versions").is_dir()
+        # The folder alone is what a process leaves that was killed while it made a store.
+        return any(Path(path, f"{TABLE}.lance", "_versions").glob("*.manifest"))
     with store_errors(path):
         return TABLE in _connect(path).list_tables().tables
 
@@ -311,6 +347,11 @@ def quoted(value: str) -> str:
 
 def is_in(column: str, values: Iterable[str]) -> str:
     return f"({column} IN ({', '.join(map(quoted, values))}))"
+
+
+def is_replaced(replaced: Mapping[str, str]) -> str:
+    """The condition for rows, by id, that still have the source with which they were found."""
+    return f"({is_in('id', replaced)} AND {is_in('source', dict.fromkeys(replaced.values()))})"
 
 
 def check_metadata_name(name: Any) -> str:

@@ -123,6 +123,12 @@ def test_engines_and_their_options_must_fit(photos, tmp_path, options, message):
     assert not (tmp_path / "s").exists()
 
 
+def test_metadata_that_do_not_fit_the_store_are_a_usage_error(photos, checkpoint, tmp_path):
+    command = ["index", photos, "--store", tmp_path / "s", "--model", checkpoint, "--metadata"]
+    assert run(*command, "year=2020").exit_code == 0
+    assert "'year' is int64 in the" in fails(*command, "year=many", exit_code=2)
+
+
 def test_broken_picture_is_listed_and_exits_with_3(photos, checkpoint, tmp_path):
     (tmp_path / "broken.jpg").write_text("no picture")
     sources = (photos / "0.png", tmp_path / "broken.jpg")
@@ -143,6 +149,7 @@ def test_empty_folder_is_an_error(checkpoint, tmp_path):
     (tmp_path / "empty").mkdir()
     message = fails("index", tmp_path / "empty", "--store", tmp_path / "s", "--model", checkpoint)
     assert "holds no picture" in message
+    assert not (tmp_path / "s").exists()  # so that the next command may choose -k and --codec
 
 
 def test_missing_source_is_an_error_before_a_store_is_made(tmp_path):
@@ -253,6 +260,11 @@ def test_delete_without_anybody_to_ask_deletes_nothing(own_store, ids):
 def test_delete_with_yes_does_not_ask(own_store, ids):
     found = run_json("delete", own_store, ids[0], ids[1], ids[0], "--purge", "--yes")
     assert found == {"store": str(own_store), "deleted": [ids[0], ids[1]], "purged": True, "rows": 3}
+
+
+def test_purge_may_be_given_again(own_store, ids):
+    for deleted in ([ids[0]], []):
+        assert run_json("delete", own_store, ids[0], "--purge", "--yes")["deleted"] == deleted
 
 
 def test_delete_of_an_unknown_id_deletes_nothing(own_store, ids):

@@ -1,11 +1,16 @@
 """`fwd2bot search` and `fwd2bot ask`: what they find and answer, which model they take, what they show."""
 
+import shutil
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
+import torch
 from command_runner import fails, run, run_json
 from PIL import Image
+from transformers import AutoModel, AutoProcessor, pipeline
 
 from fwd2bot.pipelines.embedded import gallery
 from fwd2bot.pipelines.store import SummaryStore
@@ -121,7 +126,39 @@ def test_together_gives_one_answer_from_all_pictures(photo_store, checkpoint, id
         "ask", photo_store, "What?", "--together", "--top-k", 3, "--max-new-tokens", 4, "--model", checkpoint
     )
     [answer] = found["answers"]
-    assert len(answer["pictures"]) == 3
+    assert [picture["number"] for picture in answer["pictures"]] == [1, 2, 3]
+    scores = [picture["score"] for picture in answer["pictures"]]
+    assert scores == sorted(scores, reverse=True)
+    assert set(answer["seconds"]) == {"retrieve", "read", "answer"} and min(answer["seconds"].values()) > 0
+
+
+def test_answer_to_which_has_the_ids_that_it_names(gallery_store):
+    found = run_json(
+        "ask", gallery_store, "Which pictures show a snowman?", "--search", "two snowmen", "--top-k", 3, "--together"
+    )
+    [answer] = found["answers"]
+    named = [picture["id"] for picture in answer["pictures"] if str(picture["number"]) in answer["answer"]]
+    assert named and sorted(answer["used"]) == sorted(named)
+
+
+def test_fallback_answers_from_the_originals(photo_store, photos, checkpoint, ids, tmp_path):
+    asked = ["ask", photo_store, "What?", "--max-new-tokens", 4, "--model", checkpoint, "--fallback", "image"]
+    [answer] = run_json(*asked, "--id", ids[1])["answers"]
+    model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    pipe = pipeline(
+        "fwd2bot-rag",
+        model=model,
+        processor=AutoProcessor.from_pretrained(checkpoint),
+        store=str(photo_store),
+        device="cpu",
+    )
+    wanted = pipe("What?", ids=[ids[1]], fallback="image", max_new_tokens=4, do_sample=False)
+    assert (answer["answer"], answer["pictures"]) == (wanted["answer"], wanted["pictures"])
+    copy = shutil.copytree(photo_store, tmp_path / "copy")
+    opened = SummaryStore.open(copy)
+    opened.add_summary(opened.summary(ids[0]), ids=["gone"], sources=["/nowhere/x.png"])
+    asked[1] = copy
+    assert "cannot be reached: 'gone' (/nowhere/x.png" in fails(*asked, "--id", "gone")
 
 
 def test_ask_about_an_unknown_id_is_an_error(photo_store):
@@ -160,6 +197,19 @@ def test_page_holds_the_pictures_and_escapes_everything(own_store, photos, check
     assert text.count('class="missing"') == 1
     for raw in ("<script", "<b>", '"><img src=x>'):
         assert raw not in text
+
+
+def test_rows_of_parquet_files_are_shown(photos, checkpoint, tmp_path):
+    content = [path.read_bytes() for path in sorted(photos.iterdir())]
+    text = "long " * 100
+    pq.write_table(pa.table({"image": content, "ocr": [text] * 5}), tmp_path / "rows.parquet")
+    store = tmp_path / "s"
+    assert run("index", tmp_path / "rows.parquet", "--store", store, "--model", checkpoint).exit_code == 0
+    result = run("search", store, "a dog", "--model", checkpoint, "--show", tmp_path / "hits.html")
+    assert (tmp_path / "hits.html").read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 5
+    assert all(line.endswith("…") and len(line) < 300 for line in result.stdout.splitlines()[1:])
+    hits = run_json("search", store, "a dog", "--model", checkpoint)["hits"]
+    assert {hit["metadata"]["ocr"] for hit in hits} == {text}
 
 
 @pytest.mark.parametrize("name", ["hits.gif", "nowhere/hits.png"])

@@ -1,14 +1,18 @@
 """`fwd2bot-rag`: what it finds, what the prompt holds, what it tells of itself, and the way back to the originals."""
 
 import time
+from io import BytesIO
 
 import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
 from transformers import pipeline
 
-from fwd2bot.pipelines.rag_context import named_pictures
+from fwd2bot.pipelines.rag_context import named_pictures, read_originals
 from fwd2bot.pipelines.store import SummaryStore
 
 QUESTION = "Where?"
@@ -199,6 +203,25 @@ def test_fallback_names_the_originals_that_cannot_be_reached(vivid_fwd2bot, tiny
     with pytest.raises(FileNotFoundError, match="3 of 4.*'b'.*1.png: it does not exist.*'c'.*changed.*'d'.*no source"):
         pipe(QUESTION, ids=["a", "b", "c", "d"], fallback="image", **SHORT)
     assert ids_of(pipe(QUESTION, ids=["b", "d"], **SHORT)) == ["b", "d"]
+
+
+def test_fallback_reads_rows_of_parquet_files(vivid_fwd2bot, tiny_processor, pictures, tmp_path):
+    content = []
+    for picture in pictures(5):
+        content.append(BytesIO())
+        picture.save(content[-1], "PNG")
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"image": [one.getvalue() for one in content]}), file, row_group_size=2)
+    store = SummaryStore.create(tmp_path / "store", vivid_fwd2bot, tiny_processor)
+    store.add(file)
+    ids = {row["source"]: row["id"] for row in store.get(list(store))}
+    chosen = [ids[f"{file}#{row}"] for row in (3, 0)]
+    found = read_originals(store, chosen, tiny_processor.load_image)
+    for one, row in zip(found, (3, 0), strict=True):
+        assert np.array_equal(np.asarray(one), np.asarray(pictures(5)[row]))
+    pq.write_table(pa.table({"image": [content[0].getvalue(), content[1].getvalue()]}), file)
+    with pytest.raises(FileNotFoundError, match="1 of 2 cannot be reached: .*rows.parquet#3: .*has no row 3"):
+        read_originals(store, chosen, tiny_processor.load_image)
 
 
 def test_fallback_needs_the_vision_tower(checkpoint, tmp_path):

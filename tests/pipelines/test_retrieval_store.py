@@ -100,3 +100,17 @@ def test_without_lancedb_only_the_store_is_missing(vivid_fwd2bot, tiny_processor
     assert pipeline("fwd2bot-retrieval", **load)("a dog", texts=["a dog", "cats"])[0]["index"] == 0
     with pytest.raises(ImportError, match=r'pip install "fwd2bot\[store\]"'):
         pipeline("fwd2bot-retrieval", store="pictures.store", **load)
+
+
+@pytest.mark.parametrize("name", ["in_store", "candidates"])
+def test_what_the_pipeline_hands_to_itself_is_no_argument(retrieval, search, name):
+    for pipe, given in ((retrieval, {"texts": ["a", "b"]}), (search, {})):
+        with pytest.raises(TypeError, match=f"has no argument '{name}'"):
+            pipe("a dog", **given, **{name: True})
+
+
+def test_all_rows_are_ranked_in_spite_of_an_index(search, monkeypatch):
+    asked = []
+    monkeypatch.setattr(search.store, "search", lambda *args, **options: asked.append((args[1:], options)) or [])
+    search("a dog", top_k=None)
+    assert asked == [((len(search.store),), {"where": None, "approximate": False})]

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tiny
+import torch
 from fwd2bot_cli import app
 from typer.testing import CliRunner
 
@@ -14,8 +15,11 @@ pytest.importorskip("lance_ray", reason="the extra 'ray' is not installed")
 # Ray Data copies its settings for each run, and warns of those that it has deprecated itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 
-from fwd2bot.pipelines.store.ray_engine import RayEngine, _rounds  # noqa: E402  (after the check)
+import lance  # noqa: E402  (after the check)
+
+from fwd2bot.pipelines.store.ray_engine import RayEngine, _commit_fragments, _rounds  # noqa: E402
 from fwd2bot.pipelines.store.sources import Item  # noqa: E402
+from fwd2bot.pipelines.store.table import is_replaced  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +129,33 @@ def test_rows_stay_when_their_new_ones_cannot_be_written(new_store, save_picture
     assert {one: row[:3] for one, row in after.items()} == {one: row[:3] for one, row in before.items()}
     monkeypatch.undo()
     assert counts(store.add(folder, metadata={"album": "two"}, engine=engine)) == (0, 3, 0, 0, 0)
+
+
+@pytest.mark.slow
+def test_round_with_changed_files_is_one_commit(new_store, save_pictures, engine):
+    folder, paths = save_pictures(6)
+    store = new_store()
+    store.add(folder, engine=engine)
+    tiny.pictures(1, seed=7)[0].save(paths[0])
+    paths[1].write_bytes(paths[2].read_bytes())  # a copy now, so that its row goes without a new one
+    version = store._table.table.version
+    assert counts(store.add(folder, engine=engine)) == (0, 1, 1, 4, 0)
+    assert store._table.table.version == version + 1 and len(content(store)) == 5
+
+
+def test_commit_of_fragments_goes_through_beside_another_writer(new_store, monkeypatch):
+    store, other = new_store(), []
+    store.add_summary(torch.ones(4, 4, 32), ids=list("abcd"), sources=list("abcd"))
+    uri, commit = f"{store.path}/summaries.lance", lance.LanceDataset.commit
+
+    def slow(*args, **options):
+        if not other:  # between the look-up and the commit
+            other.append(store.add_summary(torch.zeros(1, 4, 32), ids=["b"], sources=["taken over"]))
+        return commit(*args, **options)
+
+    monkeypatch.setattr(lance.LanceDataset, "commit", slow)
+    _commit_fragments(uri, [], [is_replaced({"a": "a", "b": "b"})])
+    assert sorted(store) == ["b", "c", "d"] and store.get("b")[0]["source"] == "taken over"
 
 
 def test_store_of_a_relative_path_is_found_by_the_workers(

@@ -2,7 +2,10 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 import time
+from datetime import date, datetime, timedelta, timezone
 
 import numpy as np
 import pyarrow as pa
@@ -422,3 +425,111 @@ def test_many_commits_are_joined_into_few_files(store):
     store.add(tiny.pictures(60), batch_size=1, commit_every=1)
     assert len(store) == 60 and store.stats()["fragments"] < 50
     assert SummaryStore.open(store.path).get(list(store))[0]["added"].timestamp() >= start - 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (1, 2.7),
+        (1, 2**70),
+        (1.5, 2**60 + 1),
+        ([1], [1.5]),
+        (date(2020, 1, 2), datetime(2020, 1, 2, 23, 59)),
+        (datetime(2020, 1, 1), datetime(2020, 1, 1, tzinfo=timezone(timedelta(hours=5)))),
+    ],
+    ids=str,
+)
+def test_metadata_that_a_column_would_change_are_a_failure(store, first, second):
+    shown = tiny.pictures(2)
+    store.add(shown[:1], ids=["a"], metadata={"of": first})
+    report = store.add(shown[1:], ids=["b"], metadata={"of": second})
+    assert counts(report) == (0, 0, 0, 0, 1) and "Metadata 'of' is " in report.failed[0][1]
+    assert list(store) == ["a"] and store.get("a")[0]["metadata"] == {"of": first}
+
+
+def test_every_value_that_does_not_fit_is_named(store):
+    shown = tiny.pictures(2)
+    store.add(shown[:1], metadata={"year": 2020, "place": "x"})
+    [(_, reason)] = store.add(shown[1:], metadata={"year": "MMXX", "place": 5}).failed
+    assert "'year' is int64" in reason and "'place' is string" in reason
+
+
+def test_metadata_that_do_not_fit_are_listed_for_files_in_the_store_too(store, save_pictures):
+    _, [path, other] = save_pictures(2)
+    store.add(path, metadata={"year": 2020})
+    store.add(other)
+    report = store.add(other, metadata={"year": "abc"})
+    assert counts(report) == (0, 0, 0, 0, 1) and "'year' is int64 in the store, got 'abc'" in report.failed[0][1]
+
+
+def test_empty_list_waits_for_a_full_one_to_tell_its_type(store):
+    shown = tiny.pictures(3)
+    assert counts(store.add(shown[:1], ids=["a"], metadata={"tags": []})) == (1, 0, 0, 0, 0)
+    assert counts(store.add(shown[1:], ids=["b", "c"], metadata=[{"tags": ["x"]}, {"tags": []}])) == (2, 0, 0, 0, 0)
+    assert [row["metadata"]["tags"] for row in store.get(["a", "b", "c"])] == [None, ["x"], []]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed")
+def test_folder_that_cannot_be_read_is_listed(save_pictures, tmp_path):
+    folder, [path] = save_pictures(1)
+    (folder / "locked").mkdir(mode=0o700)
+    for place in (folder, *folder.parents):
+        if place.owner() == "root" and place.is_relative_to(tmp_path.parent.parent):
+            place.chmod(place.stat().st_mode | 0o055)
+    code = (
+        "import os, sys; from fwd2bot.pipelines.store.sources import each_item; os.setuid(65534); "
+        "print([(item.source, item.error) for item in each_item(sys.argv[1])])"
+    )
+    said = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True).stdout
+    assert f"('{path}', None)" in said and f"('{folder / 'locked'}', 'The folder cannot be read: Permission" in said
+
+
+@pytest.mark.parametrize("commit_every", [1, 512])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_second_picture_of_an_id_is_listed(store, commit_every, batch_size):
+    shown = tiny.pictures(4)
+    with pytest.raises(ValueError, match="The id 'a' is given to several pictures"):
+        store.add(shown, ids=["a", "b", "c", "a"])
+    rows = [{"image": one, "id": id} for one, id in zip([*shown, shown[0]], "aabba", strict=True)]
+    report = store.add(iter(rows), batch_size=batch_size, commit_every=commit_every)
+    assert (report.added, report.updated, len(report.failed)) == (2, 0, 2)
+    assert "The id 'a' was given to another picture since this call began" in report.failed[0][1]
+    assert store.search(shown[0], 1)[0]["id"] == "a"
+
+
+def test_broken_shard_among_several_is_listed_and_the_others_are_stored(new_store, save_pictures, tmp_path):
+    _, paths = save_pictures(3)
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    pq.write_table(pa.table({"image": [png(paths[0])]}), shards / "a.parquet")
+    (shards / "b.parquet").write_bytes(b"garbage")
+    pq.write_table(pa.table({"image": [png(path) for path in paths[1:]]}), shards / "c.parquet")
+    whole = (shards / "a.parquet").read_bytes()
+    (shards / "d.parquet").write_bytes(whole[:4] + bytes(60) + whole[64:])  # its end, which is read first, is whole
+    for name, given in {"folder": shards, "glob": f"{shards}/*", "list": sorted(shards.iterdir())}.items():
+        store = new_store(name)
+        report = store.add(given)
+        assert counts(report) == (3, 0, 0, 0, 2)
+        assert [source for source, _ in report.failed] == [str(shards / "b.parquet"), str(shards / "d.parquet")]
+        assert "cannot be read as a parquet file" in report.failed[0][1]
+        with pytest.raises(ValueError, match="b.parquet: .*cannot be read as a parquet file"):
+            new_store(f"strict {name}").add(given, strict=True)
+
+
+def test_source_of_an_opened_picture_is_absolute(store, save_pictures, monkeypatch):
+    folder, [path] = save_pictures(1)
+    monkeypatch.chdir(folder)
+    store.add(Image.open(path.name))
+    assert sources(store) == {str(path)}
+
+
+def test_file_of_another_sort_is_left_out_and_a_huge_one_is_not_read(store, save_pictures):
+    folder, [path] = save_pictures(1)
+    for name in ("paper.pdf", "film.mpg"):
+        (folder / name).write_bytes(b"no picture")
+    with open(folder / "huge.png", "wb") as huge:
+        huge.truncate(2**31)  # which takes no room on the disk
+    report = store.add(folder)
+    assert (
+        counts(report) == (1, 0, 0, 0, 1) and "2,147,483,648 bytes, and a file may have 1,073" in report.failed[0][1]
+    )

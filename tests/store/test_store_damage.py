@@ -120,3 +120,11 @@ def test_damaged_manifest_is_named_as_such(filled):
 def test_half_made_folder_of_a_killed_create_can_be_made_anew(new_store, tmp_path):
     (tmp_path / "store" / f"{TABLE}.lance" / "data").mkdir(parents=True)
     assert len(new_store()) == 0
+
+
+def test_store_of_a_process_that_was_killed_in_create_can_be_made_anew(shared_fwd2bot, tiny_processor, tmp_path):
+    (tmp_path / "store" / f"{TABLE}.lance" / "_versions").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="holds no store"):
+        SummaryStore.open(tmp_path / "store")
+    store = SummaryStore.create(tmp_path / "store", shared_fwd2bot, tiny_processor, exist_ok=True)
+    assert len(store) == 0 and store.add(tiny.pictures(2)).added == 2

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tiny
 from test_store_interrupted import full_disk
 
 
@@ -27,6 +28,15 @@ def test_json_lines_have_id_vector_and_payload(filled, tmp_path):
     assert {row["id"] for row in rows} == set(store)
     assert all(set(row) == {"id", "vector", "payload"} and len(row["vector"]) == 32 for row in rows)
     assert {row["payload"]["maker"] for row in rows} == {"Ann", "O'Hara"}
+
+
+def test_json_lines_have_null_for_what_is_no_number(store, tmp_path):
+    values = [{"x": float("nan")}, {"x": float("inf")}, {"x": 1.5}]
+    store.add(tiny.pictures(3), ids=["a", "b", "c"], metadata=values)
+    store.export(tmp_path / "out.jsonl", "jsonl")
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) for line in lines]
+    assert {row["id"]: row["payload"]["x"] for row in rows} == {"a": None, "b": None, "c": 1.5}
 
 
 def test_numpy_folder_has_embeddings_tokens_and_rows(filled, tmp_path):
@@ -55,7 +65,7 @@ def test_export_to_a_full_disk_leaves_nothing_new(filled, tmp_path, format):
     (place / "old").write_text("precious")
     target = place / ("new" if format == "numpy" else "old")
     with full_disk(1500), pytest.raises(OSError, match="failed, and nothing was written there"):
-        store.export(target, format)
+        store.export(target, format, overwrite=True)
     assert [path.name for path in place.iterdir()] == ["old"]
     assert (place / "old").read_text() == "precious"
 
@@ -64,9 +74,29 @@ def test_export_to_wrong_places_and_formats_is_refused(filled, tmp_path):
     store, _ = filled
     with pytest.raises(ValueError, match="format='csv' is unknown; choose one of 'parquet', 'numpy', 'jsonl'"):
         store.export(tmp_path / "x", "csv")
-    with pytest.raises(FileExistsError, match="exists. Choose a folder that does not"):
+    with pytest.raises(FileExistsError, match="holds other files than those of an export"):
         store.export(tmp_path, "numpy")
     with pytest.raises(IsADirectoryError, match="is a folder. Give the name of a file"):
         store.export(tmp_path, "parquet")
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         store.export(tmp_path / "no" / "x.parquet")
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl", "numpy"])
+def test_export_overwrites_when_it_is_told_to(filled, tmp_path, format):
+    store, _ = filled
+    store.export(tmp_path / "out", format)
+    store.delete("p0")
+    with pytest.raises(FileExistsError, match="out exists. Choose another name"):
+        store.export(tmp_path / "out", format)
+    store.export(tmp_path / "out", format, overwrite=True)
+    file = tmp_path / "out" / "rows.jsonl" if format == "numpy" else tmp_path / "out"
+    assert len(pq.read_table(file) if format == "parquet" else file.read_text().splitlines()) == 11
+
+
+def test_folder_of_other_files_is_not_overwritten(filled, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="holds other files"):
+        filled[0].export(tmp_path / "out", "numpy", overwrite=True)
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "precious"

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -98,35 +99,83 @@ def content(path) -> dict[str, tuple]:
     }
 
 
-def kill_often(start, path, folder, kills, longest):
-    """Kill a process so many times at random moments of its work; the next one is loading meanwhile."""
-    drawn, seen, following = random.Random(0), set(), start(path, folder)
-    for _ in range(kills):
+def kill_often(start, path, folder, kills, longest, known=frozenset()):
+    """Kill a process so many times at random moments; the next one is loading meanwhile.
+
+    By turns within `longest` seconds of the beginning, and of the first new commit that is seen.
+
+    Args:
+        known: ids of rows that the job replaces or deletes.
+
+    Returns:
+        How many kills came after a commit of their process, and what the last process, which is left alone, says.
+    """
+    drawn, seen, following, after_commit = random.Random(0), set(), start(path, folder), 0
+    for number in range(kills):
         killed, following = following, start(path, folder)
         killed.go()
+        while number % 2 and not (exists(path) and set(SummaryStore.open(path)) - seen - known):
+            assert killed.process.is_alive()
         time.sleep(drawn.uniform(0, longest))
         killed.kill()
         assert killed.process.exitcode == -signal.SIGKILL, "it had come to its end before: give it more to do"
-        if exists(path) and len(SummaryStore.open(path)):
-            found = set(content(path))
-            assert seen <= found  # what was committed once stays
-            seen = found
+        found = set(content(path)) - known if exists(path) else set()
+        assert seen <= found  # what was committed once stays
+        after_commit += len(found) > len(seen)
+        seen = found
     following.go()
-    return len(seen), following.finish()
+    return after_commit, following.finish()
 
 
-@pytest.mark.parametrize(("kills", "count"), [(2, 120), pytest.param(20, 400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "count"), [(2, 120), pytest.param(20, 600, marks=pytest.mark.slow)])
 def test_killed_job_run_again_gives_the_store_of_an_undisturbed_one(start, save_pictures, tmp_path, kills, count):
-    folder, _ = save_pictures(count)
+    folder, paths = save_pictures(count)
+    for path in paths[5::40]:
+        path.write_bytes(b"no picture")
+    broken = len(paths[5::40])
     undisturbed = start(tmp_path / "undisturbed", folder)
     undisturbed.go()
     *counts, seconds = undisturbed.finish()
-    assert counts == [count, 0, 0, 0, 0]
-    # All kills together come after some quarter of the time that the work takes if the machine is as busy as before.
-    stored, (added, updated, duplicates, skipped, failed, _) = kill_often(
+    assert counts == [count - broken, 0, 0, 0, broken]
+    # All kills together come within some quarter of the time that the work takes if the machine is as busy as before.
+    after_commit, (added, updated, duplicates, skipped, failed, _) = kill_often(
         start, tmp_path / "killed", folder, kills, longest=seconds / kills / 2
     )
-    assert 0 <= stored <= skipped < count and added + skipped == count and updated == duplicates == failed == 0
+    assert after_commit >= kills // 2
+    assert 8 * after_commit <= skipped and added + skipped == count - broken
+    assert (updated, duplicates, failed) == (0, 0, broken)
+    assert content(tmp_path / "killed") == content(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(("kills", "count"), [(2, 120), pytest.param(20, 600, marks=pytest.mark.slow)])
+def test_killed_job_on_changed_files_gives_the_store_of_an_undisturbed_one(
+    start, save_pictures, tmp_path, kills, count
+):
+    folder, paths = save_pictures(count)
+    first = start(tmp_path / "undisturbed", folder)
+    first.go()
+    first.finish()
+    shutil.copytree(tmp_path / "undisturbed", tmp_path / "killed")
+    before = content(tmp_path / "undisturbed")
+    for index, (path, picture) in enumerate(zip(paths, tiny.pictures(count, seed=9), strict=True)):
+        if index % 12 == 5:
+            path.write_bytes(b"broken now")  # which leaves the row as it was
+        elif index % 12 == 7:
+            path.write_bytes(paths[0].read_bytes())  # a copy, whose row goes
+        else:
+            picture.save(path)
+    broken, copies = len(paths[5::12]), len(paths[7::12])
+    undisturbed = start(tmp_path / "undisturbed", folder)
+    undisturbed.go()
+    *counts, seconds = undisturbed.finish()
+    changed = count - broken - copies
+    assert counts == [0, changed, copies, 0, broken]
+
+    after_commit, (added, updated, duplicates, skipped, failed, _) = kill_often(
+        start, tmp_path / "killed", folder, kills, seconds / kills / 2, known=set(before)
+    )
+    assert after_commit >= kills // 2
+    assert (added, updated + skipped, duplicates, failed) == (0, changed, copies, broken) and skipped >= 8
     assert content(tmp_path / "killed") == content(tmp_path / "undisturbed")
 
 
@@ -152,11 +201,11 @@ def test_ctrl_c_in_the_midst_of_a_commit_ends_it_first(store, save_pictures, mon
     folder, _ = save_pictures(20)
     original, calls = store._table.upsert, []
 
-    def interrupted(rows):
+    def interrupted(rows, replaced):
         calls.append(len(rows))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        original(rows)
+        original(rows, replaced)
 
     monkeypatch.setattr(store._table, "upsert", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -243,6 +292,52 @@ def test_full_disk_keeps_what_was_committed_and_the_same_call_goes_on(store, sav
     assert content(store.path) == before
     report = store.add(folder)
     assert (report.added, report.skipped) == (30, 10)
+
+
+@pytest.mark.parametrize("size", [2_000, 4_000, 8_000])
+def test_full_disk_keeps_the_rows_of_changed_files(store, save_pictures, size):
+    folder, paths = save_pictures(40)
+    store.add(folder)
+    before = content(store.path)
+    for path, picture in zip(paths[:30], tiny.pictures(30, seed=77), strict=True):
+        picture.save(path)
+    with full_disk(size), pytest.raises(OSError, match="The disk is full. What was committed before is there"):
+        store.add(folder)
+    assert content(store.path) == before
+    report = store.add(folder)
+    assert (report.updated, report.skipped) == (30, 10)
+    assert {row[0] for row in content(store.path).values()} == set(map(str, paths))
+
+
+def test_changed_files_are_replaced_in_one_commit(store, save_pictures):
+    folder, paths = save_pictures(6)
+    store.add(folder)
+    tiny.pictures(1, seed=9)[0].save(paths[0])
+    paths[1].write_bytes(paths[2].read_bytes())  # a copy now, so that its row goes without a new one
+    version = store._table.table.version
+    store.add(folder)
+    assert store._table.table.version == version + 1 and len(store) == 5
+
+
+def test_row_that_another_writer_has_given_to_another_file_stays(store, save_pictures, monkeypatch):
+    folder, [path] = save_pictures(1)
+    store.add(path)
+    copy = folder / "copy.png"
+    copy.write_bytes(path.read_bytes())
+    tiny.pictures(1, seed=9)[0].save(path)
+    original, other = store._table.upsert, SummaryStore.open(store.path, *loaded(store))
+
+    def upsert(rows, replaced):
+        assert other.add(copy).updated == 1  # between the look-up and the commit of the first writer
+        original(rows, replaced)
+
+    monkeypatch.setattr(store._table, "upsert", upsert)
+    store.add(path)
+    assert {row[0] for row in content(store.path).values()} == {str(path), str(copy)}
+
+
+def loaded(store):
+    return store._compressor.model, store._compressor.processor
 
 
 def test_read_only_folder_is_an_error_that_says_so(filled, start, save_pictures):

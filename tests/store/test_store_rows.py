@@ -1,5 +1,6 @@
 """Create, open, read, delete: what a store gives back, and whom it refuses."""
 
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -243,3 +244,104 @@ def test_look_ups_by_index_find_old_and_new_rows(filled, monkeypatch):
     assert [row["id"] for row in store.get(["new", "p4"])] == ["new", "p4"]
     assert store.add(shown[4:6], ids=["p4", "p5"], metadata=[{"year": 2004}, {"year": 2005}]).skipped == 2
     assert len(store) == 12
+
+
+def raw_tokens(store, one) -> bytes:
+    return store._table.find("id", [one], ["tokens"])[0]["tokens"]
+
+
+def test_purge_frees_the_bytes_of_a_replaced_row_too(store):
+    shown = tiny.pictures(40)
+    store.add(shown[:30], ids=[f"p{index}" for index in range(30)])
+    first = raw_tokens(store, "p3")
+    store.add([shown[35]], ids=["p3"])
+    second = raw_tokens(store, "p3")
+    assert holds(store.path, first) and holds(store.path, second) and first != second
+    store.delete("p3", purge=True)
+    assert not holds(store.path, first) and not holds(store.path, second)
+    assert len(store) == 29 and store.check() == 29
+
+
+def test_purge_frees_what_an_earlier_delete_left(store):
+    store.add(tiny.pictures(30), ids=[f"p{index}" for index in range(30)])
+    gone = raw_tokens(store, "p29")  # the last of its file
+    store.delete("p29")
+    store.optimize(older_than=timedelta(0))
+    assert holds(store.path, gone)
+    store.delete("p1", purge=True)
+    assert not holds(store.path, gone) and len(store) == 28
+
+
+def test_purge_leaves_no_trace_of_the_id(store):
+    for index, picture in enumerate(tiny.pictures(3)):
+        store.add(picture, ids=f"unique-{index}")  # a file of its own each
+    for index in (1, 0, 2):
+        store.delete(f"unique-{index}", purge=True)
+        assert not holds(store.path, f"unique-{index}".encode())
+    assert len(store) == 0
+
+
+def test_interrupted_purge_is_finished_by_the_same_call(store, monkeypatch, caplog):
+    store.add(tiny.pictures(20), ids=[f"p{index}" for index in range(20)])
+    gone = raw_tokens(store, "p3")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._table, "optimize", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.delete("p3", purge=True)
+    assert holds(store.path, gone)
+    store.delete("p3", purge=True)
+    assert not holds(store.path, gone) and len(store) == 19
+
+
+def test_purge_beside_a_writer_goes_through(store):
+    store.add_summary(torch.ones(60, 4, 32), ids=[f"r{index}" for index in range(60)])
+    errors, ended = [], threading.Event()
+
+    def write():
+        try:
+            other = SummaryStore.open(store.path)
+            for value in range(2, 10):
+                other.add_summary(torch.full((10, 4, 32), float(value)), ids=[f"r{index}" for index in range(50, 60)])
+        except Exception as error:
+            errors.append(error)
+        ended.set()
+
+    writer, purged = threading.Thread(target=write), 0
+    writer.start()
+    while purged == 0 or (not ended.is_set() and purged < 40):
+        store.delete(f"r{purged}", purge=True)
+        purged += 1
+    writer.join()
+    assert not errors
+    assert set(store) == {f"r{index}" for index in range(purged, 60)}
+    assert (store.summary([f"r{index}" for index in range(50, 60)]).tokens == 9).all()
+
+
+def test_store_knows_which_ids_it_has(filled):
+    store, _ = filled
+    assert "p3" in store and "p33" not in store and 3 not in store
+
+
+def test_create_that_another_process_overtakes_opens_its_store(filled, shared_fwd2bot, tiny_processor, monkeypatch):
+    store, _ = filled
+    places = [f"fwd2bot.pipelines.store.{module}.exists" for module in ("table", "summary_store")]
+
+    def create(**options):
+        asked = []
+
+        def late(path):
+            asked.append(path)
+            return len(asked) > (2 if options else 1)  # after it was looked whether one is there
+
+        with monkeypatch.context() as patch:
+            for place in places:
+                patch.setattr(place, late)
+            return SummaryStore.create(store.path, shared_fwd2bot, tiny_processor, codec="fp16", **options)
+
+    assert len(create(exist_ok=True)) == 12
+    with pytest.raises(FileExistsError, match="holds a store"):
+        create()

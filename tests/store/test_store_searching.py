@@ -11,6 +11,7 @@ from transformers import pipeline
 
 from fwd2bot.pipelines.store import SummaryStore
 from fwd2bot.pipelines.store.searching import maxsim
+from fwd2bot.pipelines.store.table import StoreConfig, SummaryTable
 
 
 def ids(hits) -> list[str]:
@@ -65,6 +66,13 @@ def test_filter_that_does_not_parse_is_named_with_the_columns(filled, where):
     with pytest.raises(ValueError, match=f"The filter '?\"?{re.escape(where[:4])}.*on the columns id, hash, .*, year"):
         store.search("a dog", where=where)
     assert len(store) == 12
+
+
+def test_filter_that_fails_while_it_runs_is_named_without_paths_of_the_library(filled):
+    for where in ("1 / (year - 2003) > 0", "year = 'abc'"):
+        with pytest.raises(ValueError, match="cannot be used: .* on the columns id, hash") as error:
+            filled[0].search("a dog", where=where)
+        assert ".rs" not in str(error.value) and ".cargo" not in str(error.value)
 
 
 def test_new_rows_are_found_at_once_by_a_store_that_was_open(filled):
@@ -157,6 +165,35 @@ def test_approximate_index_finds_most_of_what_the_exact_search_finds(large, kind
         assert [hit["score"] for hit in approximate] == sorted((hit["score"] for hit in approximate), reverse=True)
         found += len(set(exact) & set(ids(approximate)))
     assert found / (10 * len(queries)) >= 0.9
+
+
+@pytest.fixture(scope="module")
+def partitioned(tmp_path_factory):
+    """A store of 12,000 rows whose index has over 20 partitions, and a query. Do not change it."""
+    made = dict.fromkeys(("model", "revision", "fingerprint", "prompt", "text_prompt", "dtype"))
+    path = tmp_path_factory.mktemp("partitioned") / "store"
+    SummaryTable.create(path, StoreConfig(**made, num_summary_tokens=1, width=16, codec="int8"))
+    store, random = SummaryStore.open(path), np.random.default_rng(0)
+    rows = torch.from_numpy(random.standard_normal((12_000, 1, 16)))
+    names = [str(index) for index in range(len(rows))]
+    store.add_summary(rows, ids=names, metadata=[{"n": index} for index in range(len(rows))])
+    store.build_index(num_partitions=45, max_iterations=2)
+    return store, random.standard_normal(16).astype(np.float32)
+
+
+@pytest.mark.parametrize(("where", "count"), [("n = 17", 1), ("n < 5", 5), ("n < 40 AND n > 33", 6)])
+def test_narrow_filter_finds_by_the_index_what_is_found_without(partitioned, where, count):
+    store, query = partitioned
+    exact = ids(store.search(query, 8, where=where, approximate=False))
+    assert len(exact) == count
+    assert ids(store.search(query, 8, where=where, approximate=True)) == exact
+
+
+@pytest.mark.parametrize("top_k", [2_000, 12_000, 2**31, 2**40, 2**70])
+def test_large_top_k_is_answered_in_full_in_spite_of_the_index(partitioned, top_k):
+    store, query = partitioned
+    hits = store.search(query, top_k, approximate=True)
+    assert len(hits) == min(top_k, 12_000) and ids(hits) == ids(store.search(query, top_k, approximate=False))
 
 
 def test_index_needs_rows_to_learn_from_and_a_known_kind(filled):
