@@ -90,6 +90,8 @@ def content(path) -> dict[str, tuple]:
     store = SummaryStore.open(path)
     names = sorted(store)
     assert len(names) == len(set(names)) == len(store)
+    if not names:
+        return {}
     summary = store.summary(names).tokens.numpy()
     [(_, vectors)] = store.embeddings(names)
     rows = store.get(names)
