@@ -101,7 +101,9 @@ def sigmoid_loss(
 def different_content(text_image: torch.Tensor, text_group: torch.Tensor, image_group: torch.Tensor) -> torch.Tensor:
     """`(N, M)` bool: false where text m says the same as a text of image n or of an image that equals n.
 
-    So it is also false where text m itself describes n or an image that equals n. What `text_image_mask` must exclude where equal captions or pictures meet in one batch, on whatever process.
+    So it is false, too, where text m itself describes n or an image that equals n.
+
+    What `text_image_mask` must exclude where equal captions or pictures meet in one batch, on whatever process.
 
     Args:
         text_image: `(M,)` row of the image of each text, -1 for a hard negative.
