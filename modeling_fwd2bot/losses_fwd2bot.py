@@ -99,7 +99,9 @@ def sigmoid_loss(
 
 
 def different_content(text_image: torch.Tensor, text_group: torch.Tensor, image_group: torch.Tensor) -> torch.Tensor:
-    """`(N, M)` bool: false where text m says the same as a text of image n, or describes an equal image.
+    """`(N, M)` bool: false where text m says the same as a text of image n or of an image that equals n.
+
+    So it is false, too, where text m itself describes n or an image that equals n.
 
     What `text_image_mask` must exclude where equal captions or pictures meet in one batch, on whatever process.
 
@@ -109,11 +111,10 @@ def different_content(text_image: torch.Tensor, text_group: torch.Tensor, image_
     """
     owned = (text_image >= 0).nonzero().squeeze(1)  # (P,)
     contents, content = torch.unique(text_group, return_inverse=True)  # (U,), (M,)
-    says = torch.zeros(len(image_group), len(contents), dtype=torch.bool, device=text_image.device)  # (N, U)
-    says[text_image[owned], content[owned]] = True
-    same_image = torch.zeros(len(image_group), len(text_image), dtype=torch.bool, device=text_image.device)
-    same_image[:, owned] = image_group[:, None] == image_group[text_image[owned]]
-    return ~(says[:, content] | same_image)
+    pictures, picture = torch.unique(image_group, return_inverse=True)  # (V,), (N,)
+    says = torch.zeros(len(pictures), len(contents), dtype=torch.bool, device=text_image.device)  # (V, U)
+    says[picture[text_image[owned]], content[owned]] = True
+    return ~says[picture][:, content]
 
 
 def _check_owners(

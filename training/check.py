@@ -215,7 +215,7 @@ def batch_table(batch: dict[str, Any], image_token_id: int | None = None) -> Tab
             padding = f"{1 - mask.float().mean().item():.1%}" if name.endswith("input_ids") else ""
             table.add_row(f"{prefix}{name}", str(tuple(value.shape)), padding)
     if "text_image_mask" in batch and batch["text_image_mask"].numel():
-        shut = int((~batch["text_image_mask"]).sum())
+        shut = int((~batch["text_image_mask"]).sum() - (batch["text_image"] >= 0).sum())  # own texts are shut, too
         table.add_row("text_image_mask", str(tuple(batch["text_image_mask"].shape)), f"{shut} pairs are no negatives")
     if image_token_id is not None:
         read = [chunk["compress_input_ids"] for chunk in batch["chunks"] if "compress_input_ids" in chunk]

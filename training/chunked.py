@@ -291,7 +291,7 @@ class ChunkedStep:
 
     def _meeting_texts(
         self, batch: Batch, met: torch.Tensor, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """`text_image` and `text_image_mask` over the images and texts of all processes that meet."""
         images, texts = met[:, 0], met[:, 1]
         place = rank() if self.gather else 0
@@ -324,7 +324,9 @@ class ChunkedStep:
             alone = -1 - first[place].cpu() - torch.arange(own_images)  # like no other
             image_group = torch.cat(meet(given(batch.image_group, alone), images))
             mask = mask & different_content(text_image, text_group, image_group)
-        return text_image, mask
+        described = torch.zeros(len(mask), 1, dtype=torch.bool, device=device)
+        described[text_image[text_image >= 0]] = True  # an image without a text is there for its conversation alone
+        return text_image, mask & described
 
     def _backward(self, part: _Part, backward: Callable[[torch.Tensor], None]) -> None:
         loss = torch.zeros((), device=self.model.device) + part.nothing

@@ -71,8 +71,11 @@ def figure_names(samples: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def question_of(sample: dict[str, Any]) -> tuple[list[dict[str, Any]], str] | None:
-    """The messages up to a sample's last answer, and that answer; None where nothing is asked about pictures."""
-    messages = sample["messages"] or []
+    """The messages up to a sample's last answer, and that answer; None where nothing is asked about pictures.
+
+    A caption is no answer: of the many that are true of a picture hardly any model gives this one word by word.
+    """
+    messages = [] if sample.get("from_caption") else sample["messages"] or []
     last = max((place for place, message in enumerate(messages) if message["role"] == "assistant"), default=None)
     if not last or not sample["images"]:
         return None

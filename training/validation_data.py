@@ -17,7 +17,8 @@ from .validation import Validation, figure_names
 def validation_of(recipe: Recipe, processor: Fwd2BotProcessor, args: TrainingArguments) -> Validation | None:
     """What evaluates a run of this recipe; None without validation sources.
 
-    The samples are read here, so that every evaluation sees the same ones, in the same order, on all processes.
+    The samples are read here, so that every evaluation sees the same ones, in the same order, on all processes; no row
+    is among them twice.
 
     Raises:
         ValueError: when `training.metric_for_best_model` is not among the figures of these samples, or a setting needs
@@ -33,11 +34,8 @@ def validation_of(recipe: Recipe, processor: Fwd2BotProcessor, args: TrainingArg
         return None
     drawn = recipe.data if isinstance(recipe.data, SourcesData) else SourcesData(sources=asked.sources)
     data = dataclasses.replace(drawn, sources=asked.sources, seed=0)
-    sources = open_sources(data)
-    rows = None if any(source.streamed for source in sources) else sum(len(source) for source in sources)
-    count = min(asked.samples, rows or asked.samples)
-    mixture = SourceMixture(sources, data, SamplePreparer(data, ConversationEncoder(processor)), count, processes=1)
-    samples = [mixture[position] for position in range(count)]
+    prepare = SamplePreparer(data, ConversationEncoder(processor))
+    samples = SourceMixture(open_sources(data), data, prepare, length=0).each_row_once(asked.samples)
     if best is not None:
         names = ["eval_loss", *(f"eval_{name}" for name in figure_names(samples))]
         if f"eval_{best.removeprefix('eval_')}" not in names:

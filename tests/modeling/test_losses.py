@@ -141,3 +141,10 @@ def test_equal_texts_and_texts_of_equal_images_are_no_negatives():
     assert torch.equal(different_content(text_image, text_group, same_image), expected)
     found = different_content(text_image, torch.tensor([10, 11, 13, 11, 12]), same_image)
     assert torch.equal(found, expected)
+
+
+def test_text_that_equals_another_caption_of_an_equal_picture_is_no_negative():
+    """Pictures P, P, Q with captions c1, c2, c2: all three texts are true of P, and c2 of Q."""
+    found = different_content(torch.tensor([0, 1, 2]), torch.tensor([1, 2, 2]), torch.tensor([7, 7, 9]))
+    expected = torch.tensor([[0, 0, 0], [0, 0, 0], [1, 0, 0]], dtype=torch.bool)
+    assert torch.equal(found, expected)

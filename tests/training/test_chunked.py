@@ -26,6 +26,10 @@ def without_conversations(chunk: dict) -> dict:
     return {name: value for name, value in chunk.items() if name.startswith("compress_")}
 
 
+def without_talk(collated: dict) -> dict:
+    return collated | {"chunks": [without_conversations(chunk) for chunk in collated["chunks"]]}
+
+
 def drawn_lengths(model, images: int, seed: str = "") -> torch.Tensor:
     return torch.tensor(random.Random(seed).choices(model.config.summary_lengths, k=images))
 
@@ -110,9 +114,7 @@ def test_dropout_is_the_same_in_both_passes(processor):
     """What a replay must give: each chunk with the masks of its first pass."""
     lora = {"r": 4, "lora_alpha": 4, "lora_dropout": 0.3}
     model = training_model(adapters={"compress": lora, "generate": lora})
-    collated = made.batch(processor)
-    # the generate pass draws masks of its own, in between
-    collated["chunks"] = [without_conversations(chunk) for chunk in collated["chunks"]]
+    collated = without_talk(made.batch(processor))  # the generate pass draws masks of its own, in between
     torch.manual_seed(3)
     embeds = {"text": [], "image": []}
     for kind, inputs in [("text", c) for c in collated["text_chunks"]] + [("image", c) for c in collated["chunks"]]:
@@ -158,9 +160,7 @@ def test_batch_without_texts_trains_the_autoregressive_loss_alone(processor):
 
 def test_batch_without_conversations_trains_the_contrastive_loss_alone(processor):
     model = training_model()
-    collated = made.batch(processor)
-    collated["chunks"] = [without_conversations(chunk) for chunk in collated["chunks"]]
-    losses, found = chunked(model, collated)
+    losses, found = chunked(model, without_talk(made.batch(processor)))
     assert losses.autoregressive == 0
     assert losses.contrastive > 0
     assert not any(".generate" in name for name in found)
@@ -177,6 +177,27 @@ def test_equal_captions_and_pictures_are_no_negatives(processor):
     expected = chunked(model, collated | {"text_image_mask": mask})[0].contrastive
     assert torch.equal(found, expected)
     assert not torch.equal(found, chunked(model, collated)[0].contrastive)
+
+
+@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+def test_picture_without_a_text_is_no_negative(processor, loss):
+    """Two pictures with captions and one that is only spoken of: the contrastive loss is that of the two."""
+    model = training_model(summary_lengths=[4], contrastive_loss=loss)
+    expected, of_two = chunked(model, without_talk(made.batch(processor, images=2, texts=2, chunk=1)))
+    found, of_three = chunked(model, without_talk(made.batch(processor, images=3, texts=2, chunk=1)))
+    torch.testing.assert_close(found.contrastive, expected.contrastive, **EXACT)
+    assert_same(of_three, of_two, **EXACT)
+
+
+def test_hard_negative_stands_against_the_pictures_with_texts_alone(processor):
+    model = training_model(summary_lengths=[4])
+    side = made.text_side(processor, made.CAPTIONS[:3], images=2, text_chunk=3)
+    expected = chunked(model, without_talk(made.batch(processor, images=2, chunk=2)) | side)[0].contrastive
+    wide = side | {"text_image_mask": torch.cat([side["text_image_mask"], torch.ones(1, 3, dtype=torch.bool)])}
+    found = chunked(model, without_talk(made.batch(processor, images=3, chunk=3)) | wide)[0].contrastive
+    torch.testing.assert_close(found, expected, **EXACT)
+    plain = chunked(model, without_talk(made.batch(processor, images=2, texts=2, chunk=2)))[0].contrastive
+    assert not torch.allclose(found, plain, **EXACT)
 
 
 def test_checkpointed_chunks_have_the_same_gradient(processor):

@@ -8,6 +8,7 @@ import torch
 from tiny_sources import mixture_of, picture_bytes, write_captions, write_images, write_json, write_llava
 
 from fwd2bot import Fwd2BotProcessor
+from fwd2bot.losses_fwd2bot import different_content
 from fwd2bot.training.source_recipe import SourceRecipe, SourcesData
 from fwd2bot.training.sources import (
     ConversationEncoder,
@@ -16,7 +17,6 @@ from fwd2bot.training.sources import (
     SourceCollator,
     content_hash,
 )
-from fwd2bot.training.sources.collators import valid_negatives
 
 
 @pytest.fixture(autouse=True)
@@ -116,10 +116,10 @@ def test_chunks_texts_and_rows_of_pictures():
     assert batch["text_image_mask"].shape == (4, 3)
     # "dog" is told of `one`, which the long answer shows, too
     assert batch["text_image_mask"].tolist() == [
-        [True, True, True],
-        [True, True, True],
+        [True, False, True],
         [False, True, True],
-        [True] * 3,
+        [False, True, True],
+        [True, True, True],
     ]
 
 
@@ -138,19 +138,20 @@ def test_conversation_points_past_pictures_without_one():
     assert chunk["placeholder_image"].tolist() == [2] and len(chunk["compress_input_ids"]) == 3
 
 
-def test_equal_captions_and_equal_images_are_no_negatives():
-    images, texts = torch.tensor([7, 8, 7, 9]), torch.tensor([1, 2, 1, 3, 2])
-    text_image = torch.tensor([0, 1, 3, 2, -1])  # texts 1 of images 0 and 3, 2 of 1 and as a hard negative, 3 of 2
-    assert (
-        valid_negatives(images, texts, text_image).tolist()
-        == [
-            [True, True, False, False, True],  # image 0: text 1 again, and that of the equal image 2
-            [False, True, False, True, False][:0]
-            or [True, True, True, True, False],  # its own caption as a hard negative
-            [False, True, False, True, True],
-            [False, True, True, True, True],
-        ]
+def test_mask_of_two_processes_that_meet_is_that_of_one():
+    """Pictures P, P, Q with captions c1, c2, c2, of which the first is on a process of its own."""
+    one, other = picture_bytes(2)
+    samples = prepare(
+        [sample([image], captions=[text]) for image, text in ((one, "a dog"), (one, "a cat"), (other, "a cat"))]
     )
+    collator = SourceCollator(tiny.tiny_processor())
+    whole = collator(samples)
+    assert whole["text_image_mask"].tolist() == [[False] * 3, [False] * 3, [True, False, False]]
+    parts = [collator(samples[:1]), collator(samples[1:])]
+    text_image = torch.cat([parts[0]["text_image"], parts[1]["text_image"] + 1])
+    groups = [torch.cat([part[name] for part in parts]) for name in ("text_group", "image_group")]
+    met = torch.block_diag(*[~part["text_image_mask"] for part in parts]) == 0
+    assert torch.equal(met & different_content(text_image, *groups), whole["text_image_mask"])
 
 
 def test_hash_is_that_of_the_content():

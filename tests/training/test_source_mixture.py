@@ -178,6 +178,45 @@ def test_source_that_has_nothing_for_its_use_is_an_error_and_no_endless_search(t
         mixture[0]
 
 
+def test_source_whose_pictures_are_all_missing_is_said_to_be_broken(tmp_path):
+    recipe = write_llava(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    recipe.images = str(tmp_path / "elsewhere")
+    with pytest.raises(RuntimeError) as error:
+        mixture_of(recipe, length=4)[0]
+    said = str(error.value)
+    assert "none of 8 rows can be used: 8 are broken, the last is chat-" in said and "is not there" in said
+    assert "nothing for use" not in said and "Mend the data, or path and images" in said
+
+
+def test_only_row_of_use_is_found_from_every_position(tmp_path):
+    recipe = write_llava(tmp_path)
+    for number in range(1, 8):
+        (tmp_path / "images" / f"{number}.png").unlink()
+    mixture = mixture_of(recipe, length=40)
+    assert {mixture[position]["key"] for position in range(40)} == {"chat-0"}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_each_row_once_shares_by_weight_and_takes_the_rest_where_a_source_ends(tmp_path, streaming):
+    recipes = [write_llava(tmp_path, 8), write_captions(tmp_path, 4, streaming=streaming, weight=0.5)]
+    found = mixture_of(*recipes, length=0).each_row_once(6)
+    assert Counter(sample["source"] for sample in found) == {"chat": 4, "photos": 2}
+    assert keys(found) == keys(mixture_of(*recipes, length=0).each_row_once(6))
+    every = mixture_of(*recipes, length=0).each_row_once(100)
+    assert len(every) == 12 == len(set(keys(every)))
+
+
+def test_each_row_once_passes_over_broken_rows_and_names_a_source_that_has_no_other(tmp_path):
+    mixture = mixture_of(write_with_broken(tmp_path), length=0)
+    assert sorted(keys(mixture.each_row_once(20))) == [f"id {number}" for number in range(8)]
+    assert mixture.num_broken == {"chat": 3}
+    for path in (tmp_path / "images").iterdir():
+        path.unlink()
+    with pytest.raises(RuntimeError, match="'chat'.: none of 11 rows can be used: 11 are broken"):
+        mixture.each_row_once(20)
+
+
 def test_samples_are_the_same_with_and_without_workers(tmp_path):
     recipes = [write_llava(tmp_path), write_captions(tmp_path)]
     whole = [mixture_of(*recipes, length=12)[position] for position in range(12)]

@@ -1,5 +1,6 @@
 """A run is judged by what it answers and finds, keeps its best checkpoint, stops early and shows samples."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,23 @@ def test_question_is_all_before_the_last_answer():
     assert question_of({"messages": told, "images": ["x"]}) == (told[:3], "d")
     assert question_of({"messages": told, "images": []}) is None
     assert question_of({"messages": None, "images": ["x"]}) is None
+
+
+def test_caption_is_no_question_whatever_it_is_learnt_for(recipe):
+    validation = build_trainer(load_recipe(recipe, ["data.contrastive_max_tokens=null"])).validation
+    captions = [sample for sample in validation.samples if sample["source"] == "captions"]
+    assert captions and all(sample["messages"] for sample in captions)  # they are learnt word by word, too
+    assert not any(question_of(sample) for sample in captions)
+    assert "accuracy" not in figure_names(captions) and "accuracy" in figure_names(validation.samples)
+
+
+def test_every_validation_row_counts_once(recipe, tmp_path):
+    chat = tmp_path / "chat.json"
+    chat.write_text(json.dumps(json.loads(chat.read_text())[:2]))
+    validation = build_trainer(load_recipe(recipe, ["validation.samples=12"])).validation
+    found = [(sample["source"], sample["key"]) for sample in validation.samples]
+    assert len(set(found)) == len(found) == 12
+    assert [source for source, _ in found].count("chat") == 2
 
 
 def test_equal_pictures_count_as_one_in_retrieval():

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fwd2bot import Fwd2BotProcessor
+from fwd2bot.losses_fwd2bot import different_content
 from fwd2bot.processing_fwd2bot import adds_special_tokens
 
 from ..data import IGNORED
@@ -31,8 +32,8 @@ class SourceCollator:
             each image placeholder shows.
         text_chunks: `input_ids`, `attention_mask` (m, T) of captions and hard negatives; empty without any caption.
         text_image: (M,) the image's row in the batch (over all chunks) that each text describes, -1: a hard negative.
-        text_image_mask: (N, M) bool, False where a text is no valid negative of an image, since its own caption or an
-            equal image's is the same text. A text is its own image's: True.
+        text_image_mask: (N, M) bool, False where a text is no negative of an image, since it is, or equals, a caption
+            of it or of an equal image.
         text_group, image_group: (M,), (N,) long, hashes of the content, equal for equal content in every process.
     """
 
@@ -76,7 +77,7 @@ class SourceCollator:
         return {
             "text_chunks": [dict(one) for one in encoded],
             "text_image": text_image,
-            "text_image_mask": valid_negatives(groups, text_group, text_image),
+            "text_image_mask": different_content(text_image, text_group, groups),
             "text_group": text_group,
         }
 
@@ -155,16 +156,3 @@ def padded(rows: Samples, pad_token_id: int | None) -> dict[str, torch.Tensor]:
         batch["labels"][index, place] = torch.tensor(row["labels"])
         batch["attention_mask"][index, place] = 1
     return batch
-
-
-def valid_negatives(images: torch.Tensor, texts: torch.Tensor, text_image: torch.Tensor) -> torch.Tensor:
-    """(N, M) whether a text may stand against an image: not if it, or an equal text, describes an equal image.
-
-    Args:
-        images: (N,), texts: (M,) hashes of the content. text_image: (M,) whose text each is, -1: no image's.
-    """
-    own = torch.arange(len(images))[:, None] == text_image  # (N, M)
-    equal_image = (images[:, None] == images).float()  # (N, N)
-    equal_text = (texts[:, None] == texts).float()  # (M, M)
-    true = equal_image @ own.float() @ equal_text > 0
-    return own | ~true

@@ -1,9 +1,11 @@
 """A mixture of sources as a data set whose every position is known from the seed alone."""
 
+import itertools
 import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +22,7 @@ from .tables import first_row, open_images, open_table, rows_of
 logger = logging.get_logger(__name__)
 
 BLOCK = 4096  # positions whose sources are drawn at once
+MOST_REFUSED = 100_000  # rows one after the other without use, after which a source has none
 MAX_WORKERS = 1024  # counters of broken rows, one for each worker of a process
 
 Prepare = Callable[[dict[str, Any], random.Random], dict[str, Any] | None]
@@ -150,17 +153,39 @@ class SourceMixture(torch.utils.data.Dataset):
             candidates = self._stream(index, position)
         else:
             candidates = self._rows(index, self._ordinal(index, position))
-        for tried, (number, row) in enumerate(candidates):
-            sample = self._prepared(index, number, row, position)
+        # twice as many as the table has: so that one epoch at least is among them as a whole
+        most = MOST_REFUSED if source.streamed else min(MOST_REFUSED, 2 * len(source))
+        refused = _Refused()
+        sample = self._first_of_use(index, itertools.islice(candidates, most), position, refused)
+        if sample is None:
+            raise self._nothing(index, refused)
+        return sample
+
+    def each_row_once(self, limit: int) -> list[dict[str, Any]]:
+        """At most so many samples, none of the same row as another: of all sources by weight, as far as they have any.
+
+        Which rows, and in which order, follows from `data.seed`.
+
+        Raises:
+            RuntimeError: when a source has nothing for its use, or too many rows are broken.
+        """
+        weights = [source.recipe.weight for source in self.sources]
+        rows = {index: source.epoch(_seed(self.data.seed, index)) for index, source in enumerate(self.sources)}
+        refused = [_Refused() for _ in self.sources]
+        taken, samples = [0] * len(weights), []
+        while rows and len(samples) < limit:
+            index = min(rows, key=lambda index: (taken[index] + 1) / weights[index])  # furthest behind its share
+            sample = self._first_of_use(index, rows[index], len(samples), refused[index])
             if sample is not None:
-                return sample
-            if tried > 100_000 or not source.streamed and tried >= len(source):
-                break
-        raise RuntimeError(
-            f"data.sources[{source.recipe.name!r}]: {tried} rows one after the other have nothing for use: "
-            f"{source.recipe.use} with contrastive_max_tokens={self.data.contrastive_max_tokens} and "
-            f"max_length={self.data.max_length}. Change these, or leave the source out"
-        )
+                taken[index] += 1
+                samples.append(sample)
+                continue
+            del rows[index]
+            if not taken[index]:
+                raise self._nothing(index, refused[index])
+        for unread in rows.values():
+            unread.close()
+        return samples
 
     def source_of(self, position: int) -> int:
         """Index of the source of a position."""
@@ -216,13 +241,42 @@ class SourceMixture(torch.utils.data.Dataset):
             drawn += np.count_nonzero(mine & (self._choices(block)[positions - block * BLOCK] == index))
         return drawn
 
-    def _prepared(self, index: int, number: int, row: dict[str, Any], position: int) -> dict[str, Any] | None:
+    def _first_of_use(
+        self, index: int, rows: Iterator[tuple[int, dict[str, Any]]], position: int, refused: "_Refused"
+    ) -> dict[str, Any] | None:
+        """The sample of the first row that gives one, None at the end of the rows; those before it are noted."""
         source = self.sources[index]
-        try:
-            return self.prepare(source.read(row, number), random.Random(f"{self.data.seed}/{position}"))
-        except (MalformedRowError, ValueError, OSError) as error:
-            self._count(index, source.read.key(row, number), error)
-            return None
+        for number, row in rows:
+            try:
+                sample = self.prepare(source.read(row, number), random.Random(f"{self.data.seed}/{position}"))
+            except (MalformedRowError, ValueError, OSError) as error:
+                key = source.read.key(row, number)
+                refused.broken[number] = f"{key}: {error}"
+                self._count(index, key, error)
+                continue
+            if sample is not None:
+                return sample
+            refused.left_out.add(number)
+        return None
+
+    def _nothing(self, index: int, refused: "_Refused") -> RuntimeError:
+        """What is to be said of a source none of whose rows can be used."""
+        recipe, reasons, remedies = self.sources[index].recipe, [], []
+        if refused.broken:
+            reasons.append(f"{len(refused.broken)} are broken, the last is {list(refused.broken.values())[-1]}")
+            remedies.append("mend the data, or path and images of the source")
+        if refused.left_out:
+            reasons.append(
+                f"{len(refused.left_out)} have nothing for use: {recipe.use} with "
+                f"contrastive_max_tokens={self.data.contrastive_max_tokens} and max_length={self.data.max_length}"
+            )
+            remedies.append("change these")
+        remedy = f"{', '.join(remedies)}, or leave the source out"
+        rows = len(refused.broken) + len(refused.left_out)
+        return RuntimeError(
+            f"data.sources[{recipe.name!r}]: none of {rows} rows can be used: {'; '.join(reasons)}. "
+            f"{remedy[0].upper()}{remedy[1:]}"
+        )
 
     def _count(self, index: int, key: str, error: Exception) -> None:
         if (index, key) in self._reported:
@@ -238,6 +292,14 @@ class SourceMixture(torch.utils.data.Dataset):
                 f"({', '.join(f'{name}: {count}' for name, count in self.num_broken.items() if count)}). The last was "
                 f"{key} of {name!r}: {error}. Mend the data, or raise max_broken"
             ) from error
+
+
+@dataclass
+class _Refused:
+    """Rows of a source that gave no sample, by their numbers."""
+
+    broken: dict[int, str] = field(default_factory=dict)  # key and reason
+    left_out: set[int] = field(default_factory=set)  # have nothing for the source's use
 
 
 class _StreamPosition:

@@ -32,8 +32,8 @@ class SamplePreparer:
     def __call__(self, sample: dict[str, Any], rng: random.Random) -> dict[str, Any] | None:
         """The sample for a collator, or None if nothing of it is for its source's use.
 
-        Adds `input_ids`, `labels`, `text` (the conversation, if there is one), opens `images` and adds `image_groups`,
-        a 64-bit hash of each image's pixels.
+        Adds `input_ids`, `labels`, `text` (the conversation, if there is one), `from_caption`, whether that was made
+        of a caption, opens `images` and adds `image_groups`, a 64-bit hash of each image's pixels.
 
         Raises:
             ValueError, OSError: for a broken picture or a row that the chat template cannot write.
@@ -44,6 +44,7 @@ class SamplePreparer:
         if messages is None and learnt:
             messages = self._caption_conversation(rng.choice(learnt), rng)
         prepared = sample | {"messages": None, "input_ids": None, "labels": None, "text": None}
+        prepared["from_caption"] = sample["messages"] is None and messages is not None
         if messages is not None:
             fitted = self.encoder.fitting(messages, self.data.max_length)
             if fitted is not None:
