@@ -183,7 +183,7 @@ class ChunkedStep:
         sizes = [sum(batch.images), sum(batch.texts), owned, int(grouped or not batch.texts)]
         counts = gather_counts(sizes, self.model.device)  # (W, 4)
         met = counts if self.gather else counts[[rank()]]  # of the processes whose images and texts meet
-        lengths = self._draw_lengths(seed, counts[:, 0]) if self.model.training else None
+        lengths = self._draw_lengths(seed, counts[:, 0], batch.image_group) if self.model.training else None
         parts = self._parts(batch, lengths, with_texts=bool(met[:, 2].sum()))
         if self.sharded:
             parts = self._in_step(parts)
@@ -214,11 +214,19 @@ class ChunkedStep:
             total = total + config.contrastive_loss_weight * share * contrastive
         return Losses(learnt, contrastive, total, torch.zeros(0) if lengths is None else lengths)
 
-    def _draw_lengths(self, seed: str, images: torch.Tensor) -> torch.Tensor:
-        """`(N,)` of this process's images, out of those of all processes, in order: as one process would draw them."""
-        drawn = random.Random(seed).choices(self.model.config.summary_lengths, k=int(images.sum()))
-        first = int(images[: rank()].sum())
-        return torch.tensor(drawn[first : first + int(images[rank()])], dtype=torch.long)
+    def _draw_lengths(self, seed: str, images: torch.Tensor, image_group: torch.Tensor | None) -> torch.Tensor:
+        """`(N,)` of this process's images, as one process would draw them for the images of all.
+
+        By their content where it is known, since a collator orders the samples of one process only; else by their
+        places in the batch of all processes.
+        """
+        choices = self.model.config.summary_lengths
+        if image_group is not None:
+            drawn = [random.Random(f"{seed}/{group}").choice(choices) for group in image_group.tolist()]
+        else:
+            first = int(images[: rank()].sum())
+            drawn = random.Random(seed).choices(choices, k=int(images.sum()))[first : first + int(images[rank()])]
+        return torch.tensor(drawn, dtype=torch.long)
 
     def _parts(self, batch: Batch, lengths: torch.Tensor | None, with_texts: bool) -> list[_Part]:
         """Texts first: so the random numbers go on, after the step, where the last chunk of images leaves them."""

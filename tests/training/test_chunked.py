@@ -234,3 +234,12 @@ def test_batch_of_1024_in_small_chunks_has_the_gradient_of_large_ones(processor)
         }
 
     assert_same(chunked(model, cut(16))[1], chunked(model, cut(512))[1], **EXACT)
+
+
+def test_lengths_do_not_depend_on_the_order_of_known_images():
+    step = ChunkedStep(training_model(summary_lengths=[1, 2, 4]))
+    groups = torch.arange(40)
+    lengths = step._draw_lengths("a", torch.tensor([40]), groups)
+    assert set(lengths.tolist()) == {1, 2, 4}
+    assert torch.equal(step._draw_lengths("a", torch.tensor([40]), groups.flip(0)), lengths.flip(0))
+    assert not torch.equal(step._draw_lengths("b", torch.tensor([40]), groups), lengths)
