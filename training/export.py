@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             recipe=args.recipe,
             base_model=args.base_model,
             base_model_revision=args.base_model_revision,
-            options=CardOptions(_name(args, to), args.license, languages_of(args.language)),
+            options=CardOptions(
+                _name(args, to), args.license, languages_of(args.language), repo=None if to is None else to.repo
+            ),
         )
         size = sum(path.stat().st_size for path in args.folder.rglob("*") if path.is_file())
         print(f"wrote {args.folder} ({size / 1e6:.1f} MB)")
@@ -83,9 +85,14 @@ def export(
 
     Raises:
         FileNotFoundError: `evaluation` or `recipe` was given and is not there.
-        ValueError: a weight is not finite or does not fit `dtype`; the evaluation is of another model or lacks a
-            figure of the card; adapters alone of a backbone that is not on the Hub.
+        ValueError: `folder` is `checkpoint`; a weight is not finite or does not fit `dtype`; the evaluation is of
+            another model or lacks a figure of the card; adapters alone of a backbone that is not on the Hub.
     """
+    if folder.resolve() == checkpoint.resolve():
+        raise ValueError(
+            f"{folder} is the checkpoint itself, whose weights an export would replace by rounded ones. Name another "
+            "folder"
+        )
     evaluation = _found(evaluation, [checkpoint / EVALUATION], "evaluation", "`fwd2bot.training.evaluate --output`")
     recipe = _found(recipe, [checkpoint / RECIPE, checkpoint.parent / RECIPE], "recipe", "the folder of a run")
     config = AutoConfig.from_pretrained(checkpoint)

@@ -37,13 +37,14 @@ class CardOptions:
 
     Args:
         name: of the model. license: an identifier of the Hub, such as "apache-2.0".
-        languages: two-letter codes. base_model: Hub id of the backbone.
+        languages: two-letter codes. base_model: Hub id of the backbone. repo: where the folder goes on the Hub.
     """
 
     name: str
     license: str | None = None
     languages: list[str] = field(default_factory=list)
     base_model: str | None = None
+    repo: str | None = None
 
 
 def model_card(
@@ -75,7 +76,7 @@ def model_card(
     if drawn:
         metadata = {"license": options.license or "apache-2.0", "language": options.languages or ["en"]}
         context |= {
-            "path": "path/to/this/folder",
+            "path": options.repo or "path/to/this/folder",
             "picture": "scene.png",
             "question": "How many things are there?",
             "sentence": "two snowmen on a blue field",
@@ -86,7 +87,7 @@ def model_card(
         eval_results = drawn_eval_results(results) if results is not None else []
     else:
         context |= {
-            "path": "path/to/this/folder",
+            "path": options.repo or "path/to/this/folder",
             "picture": "photo.jpg",
             "question": "What is in the picture?",
             "sentence": "a dog on a beach",

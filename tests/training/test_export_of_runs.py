@@ -114,6 +114,19 @@ def test_card_of_a_drawn_run_without_figures_is_about_drawn_scenes(run, tmp_path
     assert "embedded default" not in text
 
 
+def test_card_of_a_model_that_is_pushed_loads_it_from_the_hub(run, tmp_path):
+    export(run / "final", tmp_path / "hub", options=CardOptions("mine", repo="you/mine"))
+    assert '"you/mine"' in (tmp_path / "hub" / "README.md").read_text(encoding="utf-8")
+
+
+def test_export_onto_the_checkpoint_itself_is_refused(run):
+    final = run / "final"
+    before = (final / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="is the checkpoint itself"):
+        export(final, final / ".." / "final")
+    assert (final / "model.safetensors").read_bytes() == before
+
+
 def test_licence_is_that_of_the_backbones_card_where_it_lies_here(run, tmp_path):
     backbone = tmp_path / "backbone"
     backbone.mkdir()
