@@ -115,12 +115,17 @@ def test_walk_from_nothing_on_photos(walk):
     folder = walk / "data" / "flickr8k"
     (folder / "images").mkdir(parents=True)
     lines = ["image,caption"]
-    for number, picture in enumerate(tiny.pictures(12)):
+    for number, picture in enumerate(tiny.pictures(18)):
         picture.save(folder / "images" / f"{number}.png")
         lines += [f"{number}.png,A dog number {number} runs {word} ." for word in ("fast", "away")]
     (folder / "captions.txt").write_text("\n".join(lines))
     exec(compile(block("run by tests/training/test_walk.py", "python"), "docs", "exec"), {})
-    assert len((folder / "validation.jsonl").read_text().splitlines()) == 6
+    splits = [
+        {json.loads(row)["image"] for row in (folder / f"{name}.jsonl").read_text().splitlines()}
+        for name in ("train", "validation", "test")
+    ]
+    assert [len(split) for split in splits] == [6, 6, 6] and len(set.union(*splits)) == 18
+    (walk / "photos_test.yaml").write_text(block("photos_test.yaml of tests/training/test_walk.py", "yaml"))
 
     backbone, fwd2bot, judged = [command for command in commands() if "photos" in " ".join(command)]
     training = {key: value for key, value in SMALL.items() if key.startswith("training") and "eval" not in key}
@@ -128,4 +133,4 @@ def test_walk_from_nothing_on_photos(walk):
     run(fwd2bot, {key: value for key, value in SMALL.items() if key != "model.dtype"} | PHOTOS)
     run(judged, {})
     results = json.loads((walk / "runs" / "photos" / "evaluation.json").read_text())
-    assert results["sources"]["flickr8k validation"]["pictures"] == 6
+    assert {name: source["pictures"] for name, source in results["sources"].items()} == {"flickr8k test": 6}
