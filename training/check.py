@@ -77,7 +77,7 @@ def check(recipe: Recipe, console: Console | None = None) -> None:
     output_dir = Path(args.output_dir)
     check_folder(output_dir, make=False)
     checkpoint = newest_checkpoint(output_dir, clean=False) if recipe.resume else None
-    check_same_run(recipe, output_dir, checkpoint, args.world_size)
+    check_same_run(recipe, output_dir, checkpoint, world_size=None)  # one process may look for a run of many
     with tempfile.TemporaryDirectory(prefix="fwd2bot-check-") as folder:
         recipe = dataclasses.replace(recipe, training=recipe.training | {"output_dir": folder, "report_to": "none"})
         args = training_arguments(recipe.training)

@@ -129,18 +129,18 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
-def check_same_run(recipe: Recipe, folder: Path, checkpoint: Path | None, world_size: int) -> None:
+def check_same_run(recipe: Recipe, folder: Path, checkpoint: Path | None, world_size: int | None) -> None:
     """Raise `ValueError`, naming what differs, if the run of a checkpoint was begun otherwise.
 
     Args:
         world_size: processes of this start. With another number the samples that come next are others: some rows would
-            be skipped and some learnt twice.
+            be skipped and some learnt twice. None: not looked at.
     """
     if checkpoint is None or recipe.resume == "anyway":
         return
     processes = folder / PROCESSES
-    before = json.loads(processes.read_text())["world_size"] if processes.is_file() else world_size
-    if before != world_size:
+    before = json.loads(processes.read_text())["world_size"] if processes.is_file() else None
+    if None not in (before, world_size) and before != world_size:
         raise ValueError(
             f"{checkpoint} belongs to a run of {before} process(es), and this start has {world_size}. Start {before} "
             "again, choose another training.output_dir, or go on all the same, with other batches and rows, with "

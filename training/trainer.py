@@ -136,7 +136,8 @@ class StageTrainer(Trainer):
     def end_as(self, state: TrainerState, checkpoint: Path) -> None:
         """Be as a run that ended with this checkpoint: with the weights of its best one, if that was saved."""
         self.state = state
-        load_strictly(self.model, Path(state.best_model_checkpoint or checkpoint))
+        best = Path(state.best_model_checkpoint or checkpoint).name
+        load_strictly(self.model, checkpoint.parent / best)  # wherever the folder of the run lies now
 
     def _load_best_model(self) -> None:
         load_strictly(self.model, Path(self.state.best_model_checkpoint))
