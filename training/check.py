@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fwd2bot import Fwd2BotProcessor
 from .data import IGNORED
 from .estimates import counted_table, free_memory, frozen_weights, measured_table
 from .recipe import Recipe
+from .run_checks import check_folder, check_recipe, check_same_run
 from .source_recipe import SourcesData
 from .sources import (
     MalformedRowError,
@@ -30,6 +32,7 @@ from .sources import (
     open_sources,
     run_mixture,
 )
+from .trainer import newest_checkpoint
 
 SAMPLED = 64  # rows of each source that are read
 EXAMPLE_TOKENS = 400  # of a decoded example
@@ -57,16 +60,24 @@ def check(recipe: Recipe, console: Console | None = None) -> None:
 
     The model is built as for the run, in a folder that is removed again, and goes once forward and backward on the
     first batch, so that what cannot work fails here. Where its weights do not fit into the memory, only the data are
-    read and the estimate is made by counts.
+    read and the estimate is made by counts. The folder of the run is looked at and left as it is.
 
     Raises:
-        ValueError: the recipe has no `data.sources`, or one of them cannot be used; see `Source`.
+        ValueError: the recipe has no `data.sources`, one of them cannot be used (see `Source`), or
+            `training.output_dir` has a run that was begun with another recipe.
+        OSError: `training.output_dir` cannot be written.
     """
     from .train import build_trainer, training_arguments
 
     console = console or Console()
     if not isinstance(recipe.data, SourcesData):
         raise ValueError("--check reads data sets, but the recipe has no data.sources; the drawn world needs none")
+    args = training_arguments(recipe.training)
+    check_recipe(recipe, args)
+    output_dir = Path(args.output_dir)
+    check_folder(output_dir, make=False)
+    checkpoint = newest_checkpoint(output_dir, clean=False) if recipe.resume else None
+    check_same_run(recipe, output_dir, checkpoint, world_size=None)  # one process may look for a run of many
     with tempfile.TemporaryDirectory(prefix="fwd2bot-check-") as folder:
         recipe = dataclasses.replace(recipe, training=recipe.training | {"output_dir": folder, "report_to": "none"})
         args = training_arguments(recipe.training)

@@ -1,11 +1,11 @@
 """Recipes: a YAML file and `key=value` overrides, checked as a whole before anything runs."""
 
 import dataclasses
-import re
 import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fwd2bot.configuration_fwd2bot import CONTRASTIVE_LOSSES
 
 from .scenes import SEVERAL_KINDS
 from .source_recipe import SourceRecipe, SourcesData, for_backbone
+from .yaml_loader import RecipeLoader
 
 KINDS = ("backbone", "fwd2bot")
 RECIPES = Path(__file__).parent / "recipes"
@@ -189,7 +190,7 @@ class ValidationRecipe:
 class OptimizerRecipe:
     name: str = "muon"  # muon: Muon on the hidden matrices and AdamW on the rest; adamw: AdamW on all
     learning_rate: float = 0.002
-    matrix_learning_rate: float = 0.002
+    matrix_learning_rate: float | None = None  # of the hidden matrices, LoRA's among them; null: learning_rate
     weight_decay: float = 0.0
     momentum: float = 0.95
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
@@ -201,6 +202,8 @@ class OptimizerRecipe:
             raise ValueError(
                 f"unknown key {', '.join(unknown)} in optimizer.learning_rates; allowed are {', '.join(ROLES)}"
             )
+        if self.matrix_learning_rate is None:  # Muon's updates are scaled to bear AdamW's rates, so for both
+            self.matrix_learning_rate = self.learning_rate
 
 
 @dataclass
@@ -256,7 +259,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if resume not in (True, False, "anyway"):
         raise ValueError(f"resume is {resume!r}; use true, false or anyway")
     training = values.pop("training", None) or {}
-    _check_keys("training", training, _training_fields())
+    _check_training(training)
     built = {name: _build(name, part, values.pop(name, None) or {}) for name, part in parts.items()}
     _check_keys("the recipe", values, ["base", "kind", "resume", "training", *parts])
     if from_sources and kind == "backbone":
@@ -319,7 +322,7 @@ def _find(path: str | Path, beside: Path | None = None) -> Path:
 
 
 def _read(found: Path) -> dict[str, Any]:
-    values = yaml.load(found.read_text(encoding="utf-8"), Loader=_Loader)
+    values = yaml.load(found.read_text(encoding="utf-8"), Loader=RecipeLoader)
     if not isinstance(values, dict):
         raise ValueError(f"{found} holds {type(values).__name__}; a recipe is a mapping of keys to values")
     return values
@@ -334,7 +337,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise ValueError(f"the override {override!r} looks for keys inside {section!r}, which is a single value")
-    values[name] = yaml.load(value, Loader=_Loader)
+    values[name] = yaml.load(value, Loader=RecipeLoader)
 
 
 def _build(section: str, part: type, values: dict[str, Any]) -> Any:
@@ -365,28 +368,39 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         [item] = typing.get_args(hint)
         if dataclasses.is_dataclass(item):
             return [_build(f"{key}[{index}]", item, one) for index, one in enumerate(value)]
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    options = [bool if option == typing.Literal[False] else option for option in options]
     kinds = tuple(typing.get_origin(option) or option for option in options)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, bool) and bool not in kinds or not isinstance(value, kinds):
-        wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        named = [kind for kind in kinds if not issubclass(kind, Enum)]  # whose values are written as strings
+        wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in named)
         raise ValueError(f"{key} is {value!r}, of type {type(value).__name__}; it must be {wanted}")
     return value
 
 
-def _training_fields() -> list[str]:
+# Fields of TrainingArguments that our optimizers do not read, and what is set instead; the others have no counterpart.
+OF_THE_OPTIMIZER = {
+    "learning_rate": "optimizer.learning_rate",
+    "optim": "optimizer.name",
+    "weight_decay": "optimizer.weight_decay",
+    "adam_beta1": "optimizer.betas",
+    "adam_beta2": "optimizer.betas",
+    "adam_epsilon": None,
+    "optim_args": None,
+    "optim_target_modules": None,
+}
+
+
+def _check_training(training: Any) -> None:
     from transformers import TrainingArguments
 
-    return [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML follows YAML 1.1, which reads 1e-3 as a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"),
-    list("-+0123456789."),
-)
+    hints = typing.get_type_hints(TrainingArguments)
+    _check_keys("training", training, [f.name for f in dataclasses.fields(TrainingArguments) if f.init])
+    for name, value in training.items():
+        if name in OF_THE_OPTIMIZER:
+            instead = OF_THE_OPTIMIZER[name]
+            remedy = f"set {instead} instead" if instead else "leave it out; the section optimizer has what can be set"
+            raise ValueError(f"training.{name} would have no effect: {remedy}")
+        _checked(f"training.{name}", value, hints[name])  # a whole number may stay one: the Trainer reads both

@@ -1,6 +1,7 @@
 """What is checked before the first step: the folder, impossible combinations, whether a run goes on as it began."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -46,6 +47,8 @@ MAY_DIFFER = (
     ),
 )
 
+RECIPE, PROCESSES = "recipe.json", "processes.json"  # in the folder of a run
+
 # Sections that hold what the user writes, and no more.
 FREE = ("training.", "model.config.", "model.adapters.", "optimizer.learning_rates.", "data.questions.")
 
@@ -74,15 +77,43 @@ def check_recipe(recipe: Recipe, args: TrainingArguments) -> None:
             f"model.train_connector trains it in float32 inside a backbone in {recipe.model.dtype}, which needs "
             "training.bf16=true. Set that, or model.dtype=float32"
         )
+    asked = recipe.validation
+    if asked.sources and args.eval_strategy == "no" and asked.show_steps is None:
+        raise ValueError(
+            "validation.sources are never read: set training.eval_strategy=steps (and training.eval_steps) to judge "
+            "the run by them or validation.show_steps to look at samples, or leave them out"
+        )
     if recipe.model.adapters and recipe.model.init_from:
         raise ValueError("model.adapters are those of model.init_from, which has them already; leave one of them out")
 
 
-def check_folder(folder: Path) -> None:
-    """Make the folder of a run, and raise `OSError` unless it can be written in."""
+def check_summary_length(recipe: Recipe, most: int) -> None:
+    """Raise `ValueError` if the recipe is judged at a length that its model does not have.
+
+    Args:
+        most: `num_summary_tokens` of the model, which is that of `model.init_from` if the recipe names one.
+    """
+    asked = recipe.validation.num_summary_tokens
+    if asked is not None and asked > most:
+        raise ValueError(
+            f"validation.num_summary_tokens is {asked}, but the model has {most} summary tokens. Give at most that, "
+            "or null for all of them"
+        )
+
+
+def check_folder(folder: Path, make: bool = True) -> None:
+    """Make the folder of a run, and raise `OSError` unless it can be written in.
+
+    Args:
+        make: false: only look whether it could be made where there is none.
+    """
+    place = folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        with TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise OSError(
@@ -91,10 +122,32 @@ def check_folder(folder: Path) -> None:
         ) from error
 
 
-def check_same_run(recipe: Recipe, folder: Path, checkpoint: Path | None) -> None:
-    """Raise `ValueError`, naming what differs, if the run of a checkpoint was begun with another recipe."""
-    stored = folder / "recipe.json"
-    if checkpoint is None or recipe.resume == "anyway" or not stored.is_file():
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, which a reader and a kill find as it was or as it will be."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def check_same_run(recipe: Recipe, folder: Path, checkpoint: Path | None, world_size: int | None) -> None:
+    """Raise `ValueError`, naming what differs, if the run of a checkpoint was begun otherwise.
+
+    Args:
+        world_size: processes of this start. With another number the samples that come next are others: some rows would
+            be skipped and some learnt twice. None: not looked at.
+    """
+    if checkpoint is None or recipe.resume == "anyway":
+        return
+    processes = folder / PROCESSES
+    before = json.loads(processes.read_text())["world_size"] if processes.is_file() else None
+    if None not in (before, world_size) and before != world_size:
+        raise ValueError(
+            f"{checkpoint} belongs to a run of {before} process(es), and this start has {world_size}. Start {before} "
+            "again, choose another training.output_dir, or go on all the same, with other batches and rows, with "
+            "resume=anyway"
+        )
+    stored = folder / RECIPE
+    if not stored.is_file():
         return
     began, now = (dict(_flat(values)) for values in (json.loads(stored.read_text()), recipe.to_dict()))
     keys = [key for key in {**began, **now} if not key.startswith(MAY_DIFFER)]

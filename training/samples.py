@@ -31,7 +31,8 @@ class SampleCallback(TrainerCallback):
         if state.global_step % self.every:
             return
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        seen = self.validation.look(model, self.validation.samples[: self.count])  # by all processes alike
+        with self.trainer.accelerator.autocast():
+            seen = self.validation.look(model, self.validation.samples[: self.count])  # by all processes alike
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / "samples"

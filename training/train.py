@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import (
     AutoProcessor,
-    EarlyStoppingCallback,
     LlavaForConditionalGeneration,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -24,9 +24,18 @@ from .check import check
 from .collator import BackboneCollator, Fwd2BotCollator
 from .commands import COMMAND, command_of
 from .data import CaptionedRows, Packer, TrainingRows, draw_pictures
+from .early_stopping import EarlyStopping
 from .fwd2bot_model import build_fwd2bot
 from .recipe import Recipe, load_recipe
-from .run_checks import check_folder, check_recipe, check_same_run
+from .run_checks import (
+    PROCESSES,
+    RECIPE,
+    check_folder,
+    check_recipe,
+    check_same_run,
+    check_summary_length,
+    write_whole,
+)
 from .samples import SampleCallback
 from .scenes import corpus
 from .sharding import shard_frozen
@@ -55,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         trainer = build_trainer(recipe)
         if trainer.args.process_index == 0:  # for the model card
             command = command_of("train", sys.argv[1:] if arguments is None else arguments)
-            (Path(trainer.args.output_dir) / COMMAND).write_text(command + "\n", encoding="utf-8")
+            write_whole(Path(trainer.args.output_dir) / COMMAND, command + "\n")
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     folder = run(trainer, recipe)
@@ -77,9 +86,18 @@ def run(trainer: StageTrainer, recipe: Recipe) -> Path | None:
     checkpoint = newest_checkpoint(output_dir) if recipe.resume else None
     if checkpoint is not None:
         logger.info(f"resuming from {checkpoint}")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.state.global_step < trainer.state.max_steps:  # a signal stopped it, see training.enable_jit_checkpoint
-        return None
+    stopping = next((each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStopping)), None)
+    if stopping is not None and checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        stopping.count_on_from(state)
+    if stopping is not None and stopping.stops:
+        logger.info(f"the run stopped early at step {state.global_step}; a larger validation.patience goes on with it")
+        trainer.end_as(state, checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    stopped_early = stopping is not None and stopping.stops
+    if trainer.state.global_step < trainer.state.max_steps and not stopped_early:
+        return None  # a signal stopped it, see training.enable_jit_checkpoint
     final = output_dir / "final"
     trainer.save_final(final)
     return final
@@ -98,10 +116,10 @@ def build_trainer(recipe: Recipe) -> StageTrainer:
     with args.main_process_first(local=False):
         check_folder(output_dir)
         checkpoint = newest_checkpoint(output_dir) if recipe.resume else None
-        check_same_run(recipe, output_dir, checkpoint)
+        check_same_run(recipe, output_dir, checkpoint, args.world_size)
         if args.process_index == 0:
-            stored = json.dumps(recipe.to_dict(), indent=2) + "\n"
-            (output_dir / "recipe.json").write_text(stored, encoding="utf-8")
+            write_whole(output_dir / RECIPE, json.dumps(recipe.to_dict(), indent=2) + "\n")
+            write_whole(output_dir / PROCESSES, json.dumps({"world_size": args.world_size}) + "\n")
     set_seed(args.seed)
     build = _backbone_stage if recipe.kind == "backbone" else _fwd2bot_stage
     return build(recipe, args)
@@ -171,6 +189,7 @@ def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
     else:
         rows = run_mixture(sources, recipe.data, processor, args)
         collator = SourceCollator(processor, recipe.contrastive.chunk_size, with_texts)
+    check_summary_length(recipe, model.config.num_summary_tokens)
     validation = validation_of(recipe, processor, args)
     trainer = Fwd2BotTrainer(
         model=model,
@@ -185,7 +204,7 @@ def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
         validation=validation,
     )
     if recipe.validation.patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(recipe.validation.patience))
+        trainer.add_callback(EarlyStopping(recipe.validation.patience))
     if validation is not None and recipe.validation.show_steps is not None:
         trainer.add_callback(SampleCallback(trainer, validation, recipe.validation.show_steps))
     return trainer

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
@@ -41,14 +41,14 @@ class StageTrainer(Trainer):
     The Trainer's own way loses a LLaVA silently: `save_pretrained` writes legacy names and the resume is not strict.
 
     Raises:
-        NotImplementedError: for a run whose weights FSDP or DeepSpeed would shard.
+        ValueError: for a run whose weights FSDP or DeepSpeed would shard.
     """
 
     def __init__(self, *args: Any, optimizer_recipe: OptimizerRecipe | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         for name, enabled in (("FSDP", self.is_fsdp_enabled), ("DeepSpeed", self.is_deepspeed_enabled)):
             if enabled:
-                raise NotImplementedError(
+                raise ValueError(
                     f"{type(self).__name__} cannot save or resume weights that {name} shards. Switch {name} off: runs "
                     "in one process and DDP runs work, and with model.shard the latter divide the frozen weights."
                 )
@@ -133,15 +133,25 @@ class StageTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_strictly(model if model is not None else self.model, Path(resume_from_checkpoint))
 
+    def end_as(self, state: TrainerState, checkpoint: Path) -> None:
+        """Be as a run that ended with this checkpoint: with the weights of its best one, if that was saved."""
+        self.state = state
+        best = Path(state.best_model_checkpoint or checkpoint).name
+        load_strictly(self.model, checkpoint.parent / best)  # wherever the folder of the run lies now
+
     def _load_best_model(self) -> None:
         load_strictly(self.model, Path(self.state.best_model_checkpoint))
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / INCOMPLETE).write_text("being written, or cut off while it was\n", encoding="utf-8")
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / INCOMPLETE).write_text("being written, or cut off while it was\n", encoding="utf-8")
+        self.accelerator.wait_for_everyone()  # so that no process writes into a folder without the mark
         super()._save_checkpoint(model, trial)
-        (folder / INCOMPLETE).unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()  # each writes the state of its own random numbers
+        if self.args.should_save:
+            (folder / INCOMPLETE).unlink(missing_ok=True)
 
 
 class BackboneTrainer(StageTrainer):
@@ -259,7 +269,8 @@ class Fwd2BotTrainer(StageTrainer):
         """The loss, and the figures of `validation`."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.validation is not None:
-            figures = self.validation(self._step.model)
+            with self.accelerator.autocast():  # as training: what trains may have another dtype than what is frozen
+                figures = self.validation(self._step.model)
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
         return output
 
@@ -291,11 +302,11 @@ def load_strictly(model: torch.nn.Module, folder: Path) -> None:
     safetensors.torch.load_model(model, str(folder / SAFE_WEIGHTS_NAME), strict=True)
 
 
-def newest_checkpoint(output_dir: str | Path) -> Path | None:
+def newest_checkpoint(output_dir: str | Path, clean: bool = True) -> Path | None:
     """The newest complete checkpoint of a run, or None.
 
-    A checkpoint that was cut off while it was written is removed. Another that cannot be resumed from (saved without
-    its optimizer, say) is left alone, and a warning says so.
+    A checkpoint that was cut off while it was written is removed if `clean`, and passed over if not. Another that
+    cannot be resumed from (saved without its optimizer, say) is left alone, and a warning says so.
     """
     found = []
     for folder in Path(output_dir).glob("checkpoint-*"):
@@ -303,7 +314,8 @@ def newest_checkpoint(output_dir: str | Path) -> Path | None:
         if not step.isdigit():
             continue
         if (folder / INCOMPLETE).exists():
-            shutil.rmtree(folder)
+            if clean:
+                shutil.rmtree(folder)
         elif _can_go_on(folder):
             found.append((int(step), folder))
         else:

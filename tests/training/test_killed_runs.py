@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from source_recipes import write_source_recipe
+from source_recipes import sources, write_data, write_source_recipe
 from tiny_recipes import write_backbone_recipe, write_fwd2bot_recipe
 from transformers import TrainerCallback
 
@@ -48,6 +48,28 @@ def test_mixture_that_is_cut_off_goes_on_with_the_same_losses(tmp_path, workers)
     train(cut)
     assert losses(tmp_path / "cut", 6) == losses(tmp_path / "whole", 6)
     assert len(losses(tmp_path / "whole", 6)) == 6
+
+
+def test_run_that_is_cut_off_counts_its_patience_on(tmp_path):
+    judged = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 20, "load_best_model_at_end": True}
+    judged |= {"metric_for_best_model": "eval_recall@1", "greater_is_better": True}
+    write_data(tmp_path)
+    sections = {
+        "validation": {"sources": sources(tmp_path), "samples": 4, "max_new_tokens": 2, "patience": 2},
+        "optimizer": {"learning_rate": 0.0, "matrix_learning_rate": 0.0},  # so that nothing gets better
+    }
+    whole = load_recipe(write_source_recipe(tmp_path, tmp_path / "whole", sections, **judged))
+    cut = load_recipe(write_source_recipe(tmp_path, tmp_path / "cut", sections, **judged))
+    undisturbed = build_trainer(whole)
+    run(undisturbed, whole)
+    trainer = build_trainer(cut)
+    trainer.add_callback(CutOff(5))
+    with pytest.raises(RuntimeError, match="cut off"):
+        run(trainer, cut)
+    resumed = build_trainer(cut)
+    assert run(resumed, cut) == tmp_path / "cut" / "final"
+    assert resumed.state.global_step == undisturbed.state.global_step == 6
+    assert losses(tmp_path / "cut", 6) == losses(tmp_path / "whole", 6)
 
 
 def killed_after(recipe: Path, checkpoint: Path) -> None:

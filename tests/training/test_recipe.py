@@ -53,6 +53,39 @@ def test_value_of_another_type_is_fatal(override):
         load_recipe("backbone.yaml", [override])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.max_steps=abc", "training.max_steps is 'abc', of type str; it must be int"),
+        ("training.max_steps=1.5", "training.max_steps is 1.5, of type float"),
+        ("training.use_cpu=yes", "training.use_cpu is 'yes', of type str; it must be bool"),
+        ("training.eval_strategy=false", "training.eval_strategy is False, of type bool; it must be str"),
+        ("training.learning_rate=0.1", "training.learning_rate would have no effect: set optimizer.learning_rate"),
+        ("training.optim=adafactor", "set optimizer.name instead"),
+        ("training.weight_decay=0.1", "set optimizer.weight_decay instead"),
+        ("training.adam_beta2=0.9", "set optimizer.betas instead"),
+        ("training.adam_epsilon=1e-6", "training.adam_epsilon would have no effect: leave it out"),
+    ],
+)
+def test_training_value_that_would_fail_late_or_do_nothing_is_fatal(override, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe("backbone.yaml", [override])
+
+
+def test_no_is_a_word_and_not_a_boolean():
+    overrides = ["training.eval_strategy=no", "training.save_strategy=no", "training.bf16=True", "resume=false"]
+    recipe = load_recipe("backbone.yaml", overrides)
+    assert (recipe.training["eval_strategy"], recipe.training["save_strategy"]) == ("no", "no")
+    assert recipe.training["bf16"] is True and recipe.resume is False
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_learning_rate_is_that_of_the_matrices_too_unless_they_have_their_own(tmp_path, name):
+    path = write(tmp_path, kind="fwd2bot", optimizer={"name": name, "learning_rate": 1e-5})
+    assert load_recipe(path).optimizer.matrix_learning_rate == 1e-5
+    assert load_recipe(path, ["optimizer.matrix_learning_rate=1e-3"]).optimizer.matrix_learning_rate == 1e-3
+
+
 def test_override_without_a_value_is_fatal():
     with pytest.raises(ValueError, match="key=value"):
         load_recipe("backbone.yaml", ["training.max_steps"])

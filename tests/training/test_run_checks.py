@@ -1,14 +1,19 @@
 """Errors before the first step: what cannot be trained says so at once, by name and with the remedy."""
 
+import json
 import os
+from pathlib import Path
 
 import pytest
 import yaml
+from source_recipes import write_source_recipe
 from tiny_recipes import TRAINING
 
+from fwd2bot.training.check import check
 from fwd2bot.training.recipe import load_recipe
-from fwd2bot.training.run_checks import check_folder
-from fwd2bot.training.train import build_trainer, main
+from fwd2bot.training.run_checks import check_folder, write_whole
+from fwd2bot.training.train import build_trainer, main, train
+from fwd2bot.training.trainer import INCOMPLETE
 
 MODEL = {"backbone": "nowhere", "lora_rank": 4, "num_summary_tokens": 4, "summary_lengths": [1, 2, 4]}
 
@@ -77,3 +82,38 @@ def test_command_names_a_folder_that_cannot_be_written_in_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match="^error: training.output_dir"):
         main([str(recipe_file(tmp_path)), f"training.output_dir={tmp_path / 'file' / 'run'}"])
+
+
+def test_check_names_a_folder_that_the_run_could_not_write_and_makes_none(tmp_path):
+    (tmp_path / "file").touch()
+    recipe = write_source_recipe(tmp_path, tmp_path / "run")
+    with pytest.raises(OSError, match="output_dir is .*file/run', which cannot be written"):
+        check(load_recipe(recipe, [f"training.output_dir={tmp_path / 'file' / 'run'}"]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_names_a_run_that_was_begun_with_another_recipe_and_leaves_it_as_it_is(tmp_path):
+    recipe = load_recipe(write_source_recipe(tmp_path, tmp_path / "run", max_steps=2))
+    train(recipe)
+    (tmp_path / "run" / "checkpoint-1").mkdir()
+    (tmp_path / "run" / "checkpoint-1" / INCOMPLETE).touch()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    recipe.data.seed = 7
+    with pytest.raises(ValueError, match="data.seed was 0 and is 7"):
+        check(recipe)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_file_whose_writing_fails_is_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "recipe.json"
+    write_whole(path, json.dumps({"seed": 1}))
+    written = Path.write_text
+
+    def fail_midway(self, text, **options):
+        written(self, text[:4], **options)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", fail_midway)
+    with pytest.raises(OSError, match="no space"):
+        write_whole(path, json.dumps({"seed": 2}))
+    assert json.loads(path.read_text()) == {"seed": 1}

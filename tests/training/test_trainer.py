@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from fwd2bot import Fwd2BotForConditionalGeneration
 from fwd2bot.training.recipe import load_recipe
+from fwd2bot.training.run_checks import PROCESSES
 from fwd2bot.training.train import build_trainer, main, train
 from fwd2bot.training.trainer import INCOMPLETE, StageTrainer, load_strictly, newest_checkpoint
 from fwd2bot.weights_fwd2bot import weights_fingerprint
@@ -143,8 +145,8 @@ def test_sharded_run_is_refused_by_name(name, flag, backbone_run, monkeypatch):
         setattr(self, flag, True)
 
     monkeypatch.setattr(StageTrainer, "create_accelerator_and_postprocess", create_sharded)
-    with pytest.raises(NotImplementedError, match=f"that {name} shards.* DDP runs work"):
-        build_trainer(load_recipe(backbone_run[0]))
+    with pytest.raises(SystemExit, match=f"^error: .* that {name} shards.* DDP runs work"):
+        main([str(backbone_run[0])])
 
 
 def test_run_in_chunks_has_the_losses_of_whole_batches(fwd2bot_run, tmp_path):
@@ -174,6 +176,33 @@ def test_run_that_was_begun_with_another_recipe_is_not_gone_on_with(fwd2bot_run)
     build_trainer(load_recipe(recipe, ["training.max_steps=9", "training.logging_steps=2", "training.report_to=none"]))
     build_trainer(load_recipe(recipe, [*overrides, "resume=anyway"]))
     (folder / "recipe.json").write_text(stored)
+
+
+def test_run_is_not_gone_on_with_in_another_number_of_processes(backbone_run, tmp_path):
+    shutil.copytree(backbone_run[1], tmp_path / "run")
+    stored = tmp_path / "run" / PROCESSES
+    assert json.loads(stored.read_text()) == {"world_size": 1}
+    stored.write_text('{"world_size": 2}')
+    here = f"training.output_dir={tmp_path / 'run'}"
+    with pytest.raises(ValueError, match=r"a run of 2 process\(es\), and this start has 1"):
+        build_trainer(load_recipe(backbone_run[0], [here]))
+    assert json.loads(stored.read_text()) == {"world_size": 2}
+    build_trainer(load_recipe(backbone_run[0], [here, "resume=anyway"]))
+    assert json.loads(stored.read_text()) == {"world_size": 1}
+
+
+def test_checkpoint_is_incomplete_until_every_process_has_written(backbone_run, tmp_path, monkeypatch):
+    trainer = build_trainer(load_recipe(backbone_run[0], [f"training.output_dir={tmp_path}"]))
+    trainer.create_optimizer_and_scheduler(4)
+    mark, seen = tmp_path / "checkpoint-0" / INCOMPLETE, []
+    wait = trainer.accelerator.wait_for_everyone
+    monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", lambda: (seen.append(mark.exists()), wait()))
+    trainer._save_checkpoint(trainer.model, None)
+    assert seen[0] and seen[-1] and not mark.exists()
+    mark.touch()  # as the first process has it; the others leave it alone
+    monkeypatch.setattr(type(trainer.args), "should_save", property(lambda args: False))
+    trainer._save_checkpoint(trainer.model, None)
+    assert mark.exists()
 
 
 def test_checkpoint_that_lacks_a_tensor_does_not_load(backbone_run, tmp_path):

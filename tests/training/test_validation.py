@@ -1,6 +1,7 @@
 """A run is judged by what it answers and finds, keeps its best checkpoint, stops early and shows samples."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fwd2bot.training.recipe import load_recipe
 from fwd2bot.training.samples import retrieval_sheet
-from fwd2bot.training.train import build_trainer, run
+from fwd2bot.training.train import build_trainer, run, train
 from fwd2bot.training.trainer import load_strictly
 from fwd2bot.training.validation import Answered, Seen, Validation, figure_names, question_of
 
@@ -115,12 +116,39 @@ def test_best_checkpoint_is_the_one_that_is_loaded_in_the_end(recipe):
     assert all(torch.equal(found[name], value) for name, value in trainer.model.state_dict().items())
 
 
+NOTHING_LEARNT = ["optimizer.learning_rate=0.0", "optimizer.matrix_learning_rate=0.0", "training.max_steps=20"]
+
+
 def test_run_stops_where_nothing_gets_better(recipe):
-    overrides = ["validation.patience=1", "training.learning_rate=0", "optimizer.learning_rate=0.0"]
-    overrides += ["optimizer.matrix_learning_rate=0.0", "training.max_steps=20"]
-    trainer = build_trainer(load_recipe(recipe, overrides))
+    trainer = build_trainer(load_recipe(recipe, ["validation.patience=1", *NOTHING_LEARNT]))
     trainer.train()
     assert trainer.state.global_step == 4  # the second evaluation is no better than the first
+
+
+def checkpoints(folder):
+    return sorted(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("save_steps", [2, 6])
+def test_run_that_stopped_early_is_finished_and_does_not_train_on(recipe, tmp_path, save_steps):
+    overrides = ["validation.patience=3", f"training.save_steps={save_steps}", *NOTHING_LEARNT]
+    final = train(load_recipe(recipe, overrides))
+    assert final == tmp_path / "run" / "final"
+    assert checkpoints(tmp_path / "run")[-1] == 8
+    shutil.rmtree(final)
+    assert train(load_recipe(recipe, overrides)) == final
+    assert (final / "model.safetensors").is_file()
+    assert checkpoints(tmp_path / "run")[-1] == 8
+    train(load_recipe(recipe, [*overrides, "validation.patience=4"]))
+    assert checkpoints(tmp_path / "run")[-1] == 10
+
+
+def test_connector_that_trains_inside_a_backbone_in_half_precision_is_judged_and_shown(recipe, tmp_path):
+    loaded = load_recipe(recipe, ["model.dtype=bfloat16", "training.bf16=true", "model.train_connector=true"])
+    trainer = build_trainer(loaded)
+    assert run(trainer, loaded) is not None
+    assert [entry["step"] for entry in trainer.state.log_history if "eval_recall@1" in entry] == [2, 4, 6]
+    assert (tmp_path / "run" / "samples" / "step-000003.txt").is_file()
 
 
 def test_samples_are_shown_every_so_many_steps(recipe, tmp_path):
@@ -166,6 +194,16 @@ def test_own_picture_has_a_green_frame():
         (["validation.sources=[]"], "give validation.sources"),
         (["validation.patience=2", "training.load_best_model_at_end=false"], "validation.patience needs"),
         (["validation.samples=0"], "validation.samples is 0"),
+        (["validation.num_summary_tokens=64"], "num_summary_tokens is 64, but the model has 4 .*or null"),
+        (
+            [
+                "training.eval_strategy=no",
+                "training.load_best_model_at_end=false",
+                "training.metric_for_best_model=null",
+                "validation.show_steps=null",
+            ],
+            "validation.sources are never read: set training.eval_strategy=steps",
+        ),
     ],
 )
 def test_validation_that_cannot_be_is_an_error_before_the_first_step(recipe, overrides, message):
