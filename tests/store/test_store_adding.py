@@ -472,18 +472,20 @@ def test_empty_list_waits_for_a_full_one_to_tell_its_type(store):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed")
-def test_folder_that_cannot_be_read_is_listed(save_pictures, tmp_path):
-    folder, [path] = save_pictures(1)
-    (folder / "locked").mkdir(mode=0o700)
-    for place in (folder, *folder.parents):
-        if place != Path(tempfile.gettempdir()) and place.is_relative_to(tempfile.gettempdir()):
-            place.chmod(place.stat().st_mode | 0o055)
+def test_folder_that_cannot_be_read_is_listed():
     code = (
         "import os, sys; from fwd2bot.pipelines.store.sources import each_item; os.setuid(65534); "
         "print([(item.source, item.error) for item in each_item(sys.argv[1])])"
     )
-    said = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True).stdout
-    assert f"('{path}', None)" in said and f"('{folder / 'locked'}', 'The folder cannot be read: Permission" in said
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "locked").mkdir(mode=0o700)
+        tiny.pictures(1)[0].save(folder / "0.png")
+        command = [sys.executable, "-c", code, name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"('{folder / '0.png'}', None)" in said
+    assert f"('{folder / 'locked'}', 'The folder cannot be read: Permission" in said
 
 
 @pytest.mark.parametrize("commit_every", [1, 512])
