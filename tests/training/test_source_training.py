@@ -92,6 +92,7 @@ def test_fwd2bot_gets_chunks_and_texts(tmp_path):
 def test_fwd2bot_trains_on_captions_and_conversations_in_chunks_and_resumes(tmp_path, workers):
     sources = [write_llava(tmp_path), write_captions(tmp_path, weight=2.0)]
     options = {"model": fwd2bot_model(tmp_path), "contrastive": {"chunk_size": 2}, "dataloader_num_workers": workers}
+    options["per_device_train_batch_size"] = 8  # so that every batch has captions of several pictures
     recipe = load_recipe(write_recipe(tmp_path, *sources, kind="fwd2bot", **options))
     whole = build_trainer(recipe)
     whole.train()
