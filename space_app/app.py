@@ -12,7 +12,7 @@ from fwd2bot.pipelines.embedded import showcase
 from . import views
 from .endpoints import add_endpoints
 from .service import MAX_ASKED, Service
-from .uploads import MAX_FILE_BYTES, MAX_FILES, VisitorError, read_and_delete
+from .uploads import MAX_FILE_BYTES, MAX_FILES, MEGABYTE, VisitorError, read_and_delete
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ INTRO = """# Fwd2Bot
 A vision-language model reads a picture as hundreds of tokens. **Fwd2Bot** compresses them once into a few *summary
 tokens*, with which the picture is found and talked about from then on. Choose their number with the sliders **k**."""
 UPLOAD = (
-    f"Add pictures: drop them here, choose files, or paste (at most {MAX_FILES}, {MAX_FILE_BYTES // 10**6} MB each)"
+    f"Add pictures: drop them here, choose files, or paste (at most {MAX_FILES}, {MAX_FILE_BYTES // MEGABYTE} MB each)"
 )
 FAILED = "Something went wrong on the server, which has noted it. Try again, or reload the page."
 CSS = """
