@@ -216,7 +216,7 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
         def remove_own(request: gr.Request) -> Iterator[dict]:
             service.remove_own(request.session_hash)
             words = views.message("Your pictures are forgotten.", "status")
-            yield {search_status: words, talk: "", costs: "", inside: "", **own_views(request.session_hash)}
+            yield {search_status: words, found: "", talk: "", costs: "", inside: "", **own_views(request.session_hash)}
 
         @told(ask_status)
         def answer(
@@ -247,7 +247,7 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
         gr.on([search.click, query.submit], search_text, [query, search_k], [found, search_status], **shared)
         like.upload(search_picture, [like, search_k], [found, search_status], **shared)
         search_k.change(rerank, search_k, [found, search_status], trigger_mode="always_last", **quick)
-        remove.click(remove_own, None, [search_status, talk, costs, inside, *own], **quick)
+        remove.click(remove_own, None, [search_status, found, talk, costs, inside, *own], **quick)
         gr.on(
             [ask.click, question.submit],
             answer,
