@@ -21,6 +21,19 @@ from .uploads import MAX_FILE_BYTES
 HEARTBEAT_SECONDS = 5  # after which a closed page is noticed
 MAX_WAITING = 100  # in the queue; more are told to come back
 FONT = ["ui-sans-serif", "system-ui", "sans-serif"]  # of the visitor's own machine
+# What text has or lies on is darker than in Gradio's own: a contrast of at least 4.5; `CSS` has the dark accent.
+THEME = gr.themes.Default(font=FONT, font_mono=["ui-monospace", "monospace"]).set(
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_hover_dark="*primary_800",
+    color_accent="*primary_700",
+    body_text_color_subdued="*neutral_600",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
+)
 
 
 class RunningSpace:
@@ -64,7 +77,7 @@ class RunningSpace:
             state_session_capacity=1000,
             app_kwargs={"middleware": [Middleware(Gate, arrivals=arrivals)]},
             css=CSS,
-            theme=gr.themes.Default(font=FONT, font_mono=["ui-monospace", "monospace"]),
+            theme=THEME,
         )
         self._sweeper = None if service is None else Sweeper(self.page, service, self.uploads, arrivals)
 

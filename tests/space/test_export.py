@@ -21,7 +21,7 @@ Name: {name}
 Version: 0.1.0
 Requires-Dist: torch>=2.13
 Requires-Dist: transformers<6,>=5.17
-Requires-Dist: gradio<7,>=6.31; extra == "space"
+Requires-Dist: gradio<6.32,>=6.31; extra == "space"
 Requires-Dist: lancedb>=0.40; extra == "store"
 """
 
@@ -59,7 +59,7 @@ def test_readme_begins_with_the_header_of_a_space(exported):
 
 def test_requirements_have_ranges_and_are_those_of_the_space_alone(exported):
     lines = (exported / "requirements.txt").read_text().splitlines()
-    assert lines == ["gradio<7,>=6.31", "torch>=2.13", "transformers<6,>=5.17"]
+    assert lines == ["gradio<6.32,>=6.31", "torch>=2.13", "transformers<6,>=5.17"]
 
 
 def test_export_replaces_what_it_wrote_and_nothing_else(exported, tmp_path):
