@@ -46,9 +46,9 @@ CSS = """
   border-left: 6px solid #2e7d32; background: var(--background-fill-secondary); color: var(--body-text-color); }
 .f2b-alert { border-left-color: #c62828; }
 .f2b-heard { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-.block:has(> .wrap.hide):has(> .html-container > .prose:is(:empty, :has(> .f2b-heard))) { height: 0;
+.block:has(> .wrap.hide):has(> .html-container > .prose:empty, > .html-container > .prose > .f2b-heard) { height: 0;
   margin-top: calc(-1 * var(--layout-gap)) !important; }
-.block > .html-container:has(> .prose:is(:empty, :has(> .f2b-heard))) { padding: 0; }
+.block > .html-container:has(> .prose:empty, > .prose > .f2b-heard) { padding: 0; }
 .dark { --color-accent: var(--primary-400); }
 .f2b-missing { display: grid; place-content: center; aspect-ratio: 1; text-align: center; font-size: 12px;
   border: 1px dashed var(--border-color-primary); }

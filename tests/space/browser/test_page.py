@@ -422,6 +422,9 @@ def test_what_is_empty_takes_no_room(open_page):
     height = "(one) => one.getBoundingClientRect().height"
     for name in ("search-status", "found", "own"):
         assert page.locator(f"#f2b-{name}").evaluate(height) == 0
+    search(page, "two snowmen on a blue field")
+    page.locator("#f2b-search-status").get_by_text("6 pictures found").wait_for(state="attached")
+    page.wait_for_function("document.querySelector('#f2b-search-status').getBoundingClientRect().height == 0")
 
 
 def test_every_picture_and_field_has_a_name_for_a_screen_reader(open_page):
