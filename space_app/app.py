@@ -10,9 +10,10 @@ import gradio as gr
 from fwd2bot.pipelines.embedded import showcase
 
 from . import views
+from .collection import Hit
 from .endpoints import add_endpoints
 from .service import MAX_ASKED, Service
-from .uploads import MAX_FILE_BYTES, MAX_FILES, VisitorError, read_and_delete
+from .uploads import MAX_FILE_BYTES, MAX_FILES, MEGABYTE, VisitorError, read_and_delete
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ INTRO = """# Fwd2Bot
 A vision-language model reads a picture as hundreds of tokens. **Fwd2Bot** compresses them once into a few *summary
 tokens*, with which the picture is found and talked about from then on. Choose their number with the sliders **k**."""
 UPLOAD = (
-    f"Add pictures: drop them here, choose files, or paste (at most {MAX_FILES}, {MAX_FILE_BYTES // 10**6} MB each)"
+    f"Add pictures: drop them here, choose files, or paste (at most {MAX_FILES}, {MAX_FILE_BYTES // MEGABYTE} MB each)"
 )
 FAILED = "Something went wrong on the server, which has noted it. Try again, or reload the page."
 CSS = """
@@ -44,6 +45,11 @@ CSS = """
 .f2b-message { padding: 10px 12px; border-radius: 6px; border: 1px solid var(--border-color-primary);
   border-left: 6px solid #2e7d32; background: var(--background-fill-secondary); color: var(--body-text-color); }
 .f2b-alert { border-left-color: #c62828; }
+.f2b-heard { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+.block:has(> .wrap.hide):has(> .html-container > .prose:empty, > .html-container > .prose > .f2b-heard) { height: 0;
+  margin-top: calc(-1 * var(--layout-gap)) !important; }
+.block > .html-container:has(> .prose:empty, > .prose > .f2b-heard) { padding: 0; }
+.dark { --color-accent: var(--primary-400); }
 .f2b-missing { display: grid; place-content: center; aspect-ratio: 1; text-align: center; font-size: 12px;
   border: 1px dashed var(--border-color-primary); }
 .f2b-pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(240px, 100%), 1fr)); gap: 10px; }
@@ -60,6 +66,8 @@ CSS = """
   border-top: 0; }
 .f2b-figure { margin: 0; } .f2b-figure img { max-width: 100%; min-width: 192px; max-height: 320px; }
 """
+# Read out by a screen reader whenever its content changes.
+LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')"
 # A picture that is pasted anywhere in the page goes where chosen files go.
 PASTE = """() => document.addEventListener('paste', (event) => {
   const files = [...(event.clipboardData?.files ?? [])];
@@ -114,7 +122,7 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
         with gr.Tabs():
             with gr.Tab("Search", id="search"):
                 files = gr.File(label=UPLOAD, file_count="multiple", elem_id="f2b-upload", height=140)
-                search_status = gr.HTML(elem_id="f2b-search-status")
+                search_status = gr.HTML(elem_id="f2b-search-status", js_on_load=LIVE)
                 with gr.Row():
                     query = gr.Textbox(
                         label="Find pictures that show …",
@@ -153,7 +161,7 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
                         info="0: it is about those ticked below",
                     )
                     both = gr.Checkbox(True, label="Also answer uncompressed")
-                ask_status = gr.HTML(elem_id="f2b-ask-status")
+                ask_status = gr.HTML(elem_id="f2b-ask-status", js_on_load=LIVE)
                 talk = gr.HTML(elem_id="f2b-talk")
                 costs = gr.HTML(elem_id="f2b-costs")
                 with gr.Column(elem_id="f2b-ask-pick"):
@@ -168,7 +176,7 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
                 with gr.Row():
                     look_k = gr.Slider(1, longest, usual, step=1, label="k, summary tokens of the picture")
                     look = gr.Button("Look inside", variant="primary", elem_id="f2b-look")
-                look_status = gr.HTML(elem_id="f2b-look-status")
+                look_status = gr.HTML(elem_id="f2b-look-status", js_on_load=LIVE)
                 inside = gr.HTML(elem_id="f2b-inside")
                 with gr.Column(elem_id="f2b-look-pick"):
                     own_looked = gr.HTML()
@@ -197,26 +205,31 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
             kind = "alert" if problems else "status"
             yield {search_status: views.message(words + " ".join(problems), kind), **own_views(request.session_hash)}
 
+        def shown(hits: list[Hit], length: int) -> dict:
+            return {found: views.hits(hits, length), search_status: views.heard(f"{len(hits)} pictures found")}
+
         @told(search_status)
         def search_text(text: str, length: int, request: gr.Request) -> Iterator[dict]:
             yield {found: "", search_status: ""}
-            yield {found: views.hits(service.search(request.session_hash, text, int(length)), int(length))}
+            yield shown(service.search(request.session_hash, text, int(length)), int(length))
 
         @told(search_status)
         def search_picture(path: str, length: int, request: gr.Request) -> Iterator[dict]:
             yield {found: "", search_status: ""}
             [upload] = read_and_delete(path)
-            yield {found: views.hits(service.search(request.session_hash, upload, int(length)), int(length))}
+            yield shown(service.search(request.session_hash, upload, int(length)), int(length))
 
         @told(search_status)
         def rerank(length: int, request: gr.Request) -> Iterator[dict]:
-            yield {found: views.hits(service.rerank(request.session_hash, int(length)), int(length))}
+            hits = service.rerank(request.session_hash, int(length))
+            # Without a search, what the page says of one that failed stays.
+            yield shown(hits, int(length)) if hits else {search_status: gr.skip()}
 
         @told(search_status)
         def remove_own(request: gr.Request) -> Iterator[dict]:
             service.remove_own(request.session_hash)
             words = views.message("Your pictures are forgotten.", "status")
-            yield {search_status: words, talk: "", costs: "", inside: "", **own_views(request.session_hash)}
+            yield {search_status: words, found: "", talk: "", costs: "", inside: "", **own_views(request.session_hash)}
 
         @told(ask_status)
         def answer(
@@ -228,7 +241,7 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
             )
             for exchange in stream:
                 yield {talk: views.conversation(exchange), costs: views.comparison(exchange)}
-            yield {question: ""}
+            yield {question: "", ask_status: views.heard(views.completed(exchange))}
 
         @told(ask_status)
         def forget(request: gr.Request) -> Iterator[dict]:
@@ -239,7 +252,7 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
         def look_inside(ids: list[str], length: int, lines: str, request: gr.Request) -> Iterator[dict]:
             yield {look_status: "", inside: ""}
             seen = service.look(request.session_hash, (ids or [None])[0], int(length), lines.splitlines())
-            yield {inside: views.looked(seen)}
+            yield {inside: views.looked(seen), look_status: views.heard(f"{seen.picture.title} is shown below")}
 
         own = [own_seen, own_asked, own_looked]
         quick = {"api_visibility": "private", "concurrency_limit": 4, "show_progress": "hidden"}
@@ -247,7 +260,7 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
         gr.on([search.click, query.submit], search_text, [query, search_k], [found, search_status], **shared)
         like.upload(search_picture, [like, search_k], [found, search_status], **shared)
         search_k.change(rerank, search_k, [found, search_status], trigger_mode="always_last", **quick)
-        remove.click(remove_own, None, [search_status, talk, costs, inside, *own], **quick)
+        remove.click(remove_own, None, [search_status, found, talk, costs, inside, *own], **quick)
         gr.on(
             [ask.click, question.submit],
             answer,

@@ -1,5 +1,6 @@
 """The pictures that every visitor finds: those of the package, or those of a store, which is only read."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .service import Service
 
 SHOWN = 60  # pictures of a store that are offered before a search
+KEPT = 200  # pictures of a store in memory, so that moving a slider reads none of them anew
 CANDIDATES = 200  # rows of a store that are ranked anew at a shorter length
 
 
@@ -74,6 +76,8 @@ class StoreCollection:
         self.store = store
         self.max_length: int | None = store.config.num_summary_tokens
         self.pictures: list[Picture] = []
+        self._shown: dict[str, Picture] = {}  # by the id in the store, the latest last
+        self._lock = threading.Lock()
 
     def prepare(self, service: "Service") -> None:
         self._embed = service.embed
@@ -101,8 +105,20 @@ class StoreCollection:
         return best(scores[order], self._pictures([ids[index] for index in order]), top_k)
 
     def _pictures(self, ids: list[str]) -> list[Picture]:
-        rows, summaries = self.store.get(ids), self.store.summary(ids).to(torch.float32)
-        return [_stored(row, summary) for row, summary in zip(rows, summaries, strict=True)]
+        """Those that were shown lately from memory, the others from the store and their files."""
+        with self._lock:
+            found = {one: self._shown[one] for one in ids if one in self._shown}
+        new = [one for one in dict.fromkeys(ids) if one not in found]
+        if new:
+            rows, summaries = self.store.get(new), self.store.summary(new).to(torch.float32)
+            found |= {one: _stored(row, summary) for one, row, summary in zip(new, rows, summaries, strict=True)}
+        with self._lock:
+            for one in ids:
+                self._shown.pop(one, None)
+                self._shown[one] = found[one]
+            while len(self._shown) > KEPT:
+                del self._shown[next(iter(self._shown))]
+        return [found[one] for one in ids]
 
 
 def best(scores: torch.Tensor, pictures: Sequence[Picture], top_k: int) -> list[Hit]:
@@ -112,6 +128,6 @@ def best(scores: torch.Tensor, pictures: Sequence[Picture], top_k: int) -> list[
 
 
 def _stored(row: dict[str, Any], summary: Fwd2BotSummary) -> Picture:
-    image = original(row["source"], MAX_SIDE)
+    image = original(row["source"], MAX_SIDE, enlarge=False)
     title = Path(row["source"]).name if row["source"] else row["id"]
     return Picture(f"store-{row['id']}", title, title, None if image is None else encode(image), summary)

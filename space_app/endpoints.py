@@ -32,7 +32,9 @@ def add_endpoints(service: Service, concurrency: int) -> None:
         }
 
     def search(query: str, num_summary_tokens: int, top_k: int, request: gr.Request) -> list[dict[str, Any]]:
-        found = service.search(request.session_hash, query, _length(service, num_summary_tokens), int(top_k))
+        found = service.search(
+            request.session_hash, query, _length(service, num_summary_tokens), whole("top_k", top_k), keep=False
+        )
         return [{"id": hit.picture.id, "title": hit.picture.title, "score": hit.score} for hit in found]
 
     def ask(
@@ -42,10 +44,10 @@ def add_endpoints(service: Service, concurrency: int) -> None:
         for exchange in service.ask(  # noqa: B007  (the last one counts)
             request.session_hash,
             question,
-            list(pictures or []),
+            [] if pictures is None else pictures,
             _length(service, num_summary_tokens),
-            find=int(find),
-            uncompressed=uncompressed,
+            find=whole("find", find),
+            uncompressed=switched("uncompressed", uncompressed),
         ):
             pass
         other = exchange.uncompressed
@@ -57,11 +59,12 @@ def add_endpoints(service: Service, concurrency: int) -> None:
             "note": exchange.note,
         }
 
-    k = gr.Number(value=0, precision=0, label="num_summary_tokens", visible=False)
+    # Numbers as they come: Gradio would fail on a word before this page can say what is wrong.
+    k = gr.Number(value=0, label="num_summary_tokens", visible=False)
     one = gr.File(label="picture", visible=False)
     words = gr.Textbox(label="text", visible=False)
-    number = gr.Number(value=5, precision=0, label="count", visible=False)
-    finding = gr.Number(value=1, precision=0, label="find", visible=False)
+    number = gr.Number(value=5, label="count", visible=False)
+    finding = gr.Number(value=0, label="find", visible=False)
     ids = gr.JSON(value=[], label="pictures", visible=False)
     switch = gr.Checkbox(value=False, label="uncompressed", visible=False)
     made, hits, answered = (gr.JSON(label=name, visible=False) for name in ("summary", "hits", "answer"))
@@ -82,6 +85,7 @@ def add_endpoints(service: Service, concurrency: int) -> None:
         api_name="search",
         api_description="Find the pictures that fit a sentence, among those of the Space and those that this client "
         "has compressed. Returns a list of id, title and score (cosine), best first; top_k of them, 1 to 50.",
+        preprocess=False,
         **shared,
     )
     gr.Button("ask", visible=False).click(
@@ -90,15 +94,35 @@ def add_endpoints(service: Service, concurrency: int) -> None:
         answered,
         api_name="ask",
         api_description="Answer a question from the summaries of pictures: those with the ids in the list pictures (1 "
-        "to 5), or, where it is empty, as many as find says, found by the question itself. A question about the same "
-        "pictures goes on with the conversation. With uncompressed also the answer without compression. Returns "
-        "pictures (ids), answer, cost, uncompressed (answer and cost) and note.",
+        "to 5; find must be 0 then), or, where it is empty, as many as find says (1 to 5), found by the question "
+        "itself. A question about the same pictures goes on with the conversation, and so does one with the same "
+        "find: it is about the pictures that were found before, while another find searches anew. With uncompressed "
+        "also the answer without compression. Returns pictures (ids), answer, cost, uncompressed (answer and cost) "
+        "and note.",
+        preprocess=False,
         **shared,
     )
 
 
-def _length(service: Service, number: int) -> int:
-    return service.max_length if not number else int(number)
+def _length(service: Service, number: Any) -> int:
+    """The length k, of which 0 or none is the largest."""
+    number = whole("num_summary_tokens", 0 if number is None else number)
+    if number < 0:
+        raise VisitorError(f"num_summary_tokens must be 0 (the largest) or 1 to {service.max_length}, not {number}.")
+    return number or service.max_length
+
+
+def whole(name: str, number: Any) -> int:
+    """A whole number, which JSON may bring as 8.0; its range is the service's to check."""
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or number % 1 or abs(number) > 2**53:
+        raise VisitorError(f"{name} must be a whole number, not {number!r}.")
+    return int(number)
+
+
+def switched(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise VisitorError(f"{name} must be true or false, not {value!r}.")
+    return value
 
 
 def _cost(answer: Answer) -> dict[str, Any]:

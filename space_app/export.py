@@ -4,6 +4,7 @@ python -m venv env && env/bin/pip install -r requirements.txt && env/bin/python 
 """
 
 import argparse
+import json
 import re
 import shutil
 import sys
@@ -17,7 +18,7 @@ from fwd2bot.pipelines.embedded import default_checkpoint
 
 PICTURES = ("search", "ask", "look")  # of each tab, docs/space-search.png and so on
 PYTHON = "3.11"
-SOURCES = ("app.py", "README.md", "requirements.txt")
+MARKER = ".fwd2bot-space.json"  # in an exported folder: the files that were written
 
 APP = '''"""The Space: unpacks the wheel that lies beside this file, and serves the checkpoint that does."""
 
@@ -77,7 +78,9 @@ FWD2BOT_SPACE_TRUST_REMOTE_CODE=1.
 
 
 def export(to: Path, wheel: Path, checkpoint: Path | None = None, pictures: Path | None = None) -> list[str]:
-    """Write the folder of a Space, in place of one that this function has written before.
+    """Write the folder of a Space, in place of what this function has written there before.
+
+    Only files that it wrote are replaced or deleted; `.git` and what else was added since stay.
 
     Args:
         to: the folder. wheel: of this package. checkpoint: Default: that inside the package.
@@ -88,29 +91,75 @@ def export(to: Path, wheel: Path, checkpoint: Path | None = None, pictures: Path
 
     Raises:
         FileNotFoundError: for a wheel, a checkpoint or a picture that is not there.
-        FileExistsError: for a folder that holds something else.
+        FileExistsError: for a folder that holds something else, before anything is changed.
     """
     checkpoint = default_checkpoint() if checkpoint is None else checkpoint
     shown = {} if pictures is None else {name: pictures / f"space-{name}.png" for name in PICTURES}
     for path in (wheel, checkpoint / "config.json", *shown.values()):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there. Say where it is with --wheel, --checkpoint or --pictures.")
-    if to.exists():
-        if not all((to / name).is_file() for name in SOURCES):
-            raise FileExistsError(f"{to} is there and is no Space that was exported before. Choose another folder.")
-        shutil.rmtree(to)
-    to.mkdir(parents=True)
-    (to / "app.py").write_text(APP, encoding="utf-8")
-    (to / "requirements.txt").write_text("\n".join(requirements(wheel)) + "\n", encoding="utf-8")
     lines = [f"![The tab {name}](pictures/space-{name}.png)\n" for name in shown]
     readme = README.format(gradio=version("gradio"), python=PYTHON, pictures="\n".join([*lines, ""] if lines else []))
-    (to / "README.md").write_text(readme, encoding="utf-8")
-    shutil.copyfile(wheel, to / wheel.name)
-    shutil.copytree(checkpoint, to / "checkpoint", ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    for path in shown.values():
-        (to / "pictures").mkdir(exist_ok=True)
-        shutil.copyfile(path, to / "pictures" / path.name)
-    return sorted(path.relative_to(to).as_posix() for path in to.rglob("*") if path.is_file())
+    contents: dict[str, str | Path] = {
+        "app.py": APP,
+        "requirements.txt": "\n".join(requirements(wheel)) + "\n",
+        "README.md": readme,
+        wheel.name: wheel,
+        **{f"pictures/{path.name}": path for path in shown.values()},
+        **{f"checkpoint/{path.relative_to(checkpoint).as_posix()}": path for path in _files(checkpoint)},
+    }
+    contents[MARKER] = json.dumps({"files": sorted(contents)}, indent=2) + "\n"
+    _clear(to, contents)
+    for name, content in contents.items():
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, Path):
+            shutil.copyfile(content, to / name)
+        else:
+            (to / name).write_text(content, encoding="utf-8")
+    return sorted(contents)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a checkpoint, without hidden ones and what Python has compiled."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return [path for path in found if not any(_left_out(part) for part in path.relative_to(folder).parts)]
+
+
+def _left_out(part: str) -> bool:
+    return part.startswith(".") or part == "__pycache__"
+
+
+def _clear(to: Path, names: Iterable[str]) -> None:
+    """Delete what an earlier export wrote; raise `FileExistsError` where something else lies in the way."""
+    if not to.exists():
+        return
+    written = _written(to)
+    if written is None and any(path.name != ".git" for path in to.iterdir()):
+        raise FileExistsError(f"{to} is there and is no Space that was exported before. Choose another folder.")
+    foreign = [name for name in names if name not in (written or ()) and (to / name).exists()]
+    if foreign:
+        raise FileExistsError(
+            f"{to / foreign[0]} is there and was not exported before. Move it, or choose another folder."
+        )
+    for name in written or ():
+        path = to / name
+        path.unlink(missing_ok=True)
+        for folder in path.parents:
+            if folder == to or not folder.is_dir() or any(folder.iterdir()):
+                break
+            folder.rmdir()
+
+
+def _written(to: Path) -> list[str] | None:
+    """The files that the marker names, all of them inside the folder and not hidden; None without a marker."""
+    try:
+        names = json.loads((to / MARKER).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileExistsError(f"{to / MARKER} is damaged. Choose another folder, or delete this one.") from error
+    inside = [name for name in names if (to / name).resolve().is_relative_to(to.resolve())]
+    return [MARKER, *(name for name in inside if not any(_left_out(part) for part in Path(name).parts))]
 
 
 def requirements(wheel: Path) -> list[str]:

@@ -1,10 +1,12 @@
 """How a Space is started: from the command line, or by environment variables where there is none."""
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import typer
 from fwd2bot_cli.models import ModelOptions, load, open_store
 
 from fwd2bot.pipelines.embedded import default_checkpoint, gallery
@@ -12,6 +14,7 @@ from fwd2bot.pipelines.embedded import default_checkpoint, gallery
 from .collection import Shipped, StoreCollection
 from .service import Service
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 VARIABLES = {
     "model": "FWD2BOT_SPACE_MODEL",
     "revision": "FWD2BOT_SPACE_REVISION",
@@ -64,19 +67,46 @@ def load_service(options: SpaceOptions) -> Service:
     """Load the model, and compress the gallery or open the store.
 
     Raises:
-        OSError, ValueError: for a checkpoint or a store that is not there or does not fit, with the remedy.
+        OSError, ValueError: for a checkpoint or a store that is not there or does not fit, a device or a precision
+            that does not exist, with the remedy.
         ImportError: for a store without the extra `store`.
     """
+    _check_dtype(options.dtype)
     chosen = ModelOptions(options.model, options.revision, options.trust_remote_code, options.device, options.dtype)
     if options.store is None:
         chosen = chosen.or_embedded()
     else:
         chosen = chosen.or_of_store(open_store(options.store).config)
-    model, processor = load(chosen, None)
+    try:
+        model, processor = load(chosen, None)
+    except (OSError, ValueError, ImportError):
+        raise
+    except typer.BadParameter as error:  # of the device
+        raise ValueError(f"{error.message} Give another --device, or none.") from error
+    except Exception as error:  # a file that is cut off or damaged fails in whatever way its reader has
+        raise ValueError(
+            f"The checkpoint {chosen.name!r} cannot be loaded ({type(error).__name__}: {str(error)[:200]}). Most "
+            "likely one of its files is damaged, cut off, or only the pointer that Git LFS leaves: download it again, "
+            "with `git lfs pull` in a clone."
+        ) from error
     if options.store is None:
         collection: Shipped | StoreCollection = Shipped(gallery())
     else:
         collection = StoreCollection(open_store(options.store, model, processor))
-    service = Service(model, processor, collection, english_only=chosen.name == str(default_checkpoint()))
+    service = Service(model, processor, collection, english_only=_is_embedded(model))
     service.warm_up()
     return service
+
+
+def _is_embedded(model: Any) -> bool:
+    """Whether a model is the one inside the package, wherever it was loaded from."""
+    try:
+        config = json.loads((default_checkpoint() / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:  # a package without it
+        return False
+    return model.fingerprint == config["fingerprint"]
+
+
+def _check_dtype(name: str | None) -> None:
+    if name is not None and name not in DTYPES:
+        raise ValueError(f"--dtype {name!r} is not known. Give one of {', '.join(DTYPES)}.")

@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from .visitors import MAX_TURNS, Conversation, Picture, Turn, Visitor, Visitors
 BATCH_SIZE = 8
 MAX_TEXT = 1000  # characters of a query or a question
 MAX_TEXTS = 10
+MAX_HITS = 50
 MAX_ASKED = 5  # pictures of one question
 
 
@@ -114,15 +116,16 @@ class Service:
             return added, problems
 
     def own(self, session: str) -> list[Picture]:
-        with self.visitors.visit(session) as visitor:
+        with self.visitors.visit(session, keep=False) as visitor:
             return list(visitor.pictures.values())
 
     def remove_own(self, session: str) -> None:
-        """Let go of the visitor's pictures, and of what was said about them."""
-        with self.visitors.visit(session) as visitor:
+        """Let go of the visitor's pictures, of what was said about them, and of the last search."""
+        with self.visitors.visit(session, keep=False) as visitor:
             with visitor.lock:
                 visitor.pictures.clear()
                 visitor.conversation = Conversation()
+                visitor.query = None
 
     def compress(self, images: list[Any]) -> Fwd2BotSummary:
         """Summaries of pictures at the largest length, on the CPU."""
@@ -149,30 +152,37 @@ class Service:
 
     # Search
 
-    def search(self, session: str, query: str | Upload, length: int, top_k: int = 6) -> list[Hit]:
+    def search(
+        self, session: str, query: str | Upload, length: int, top_k: int = 6, *, keep: bool = True
+    ) -> list[Hit]:
         """The pictures that fit a sentence, or that are like a picture, from the best on.
+
+        Args:
+            keep: whether to remember the query for `rerank`; one that fails is not, nor is the one before it.
 
         Raises:
             VisitorError: for an empty, too long or unreadable query, or numbers out of range.
         """
+        with self.visitors.visit(session, keep=False) as visitor:
+            visitor.query = None
         self._check_length(length)
+        self._check_count("top_k", top_k, 1, MAX_HITS)
         if isinstance(query, Upload):
             made = self.compress([decode(query)])
         else:
             made = self._compress_texts([self._check_text(query, "query")])
-        with self.visitors.visit(session) as visitor:
-            visitor.query = made
+        with self.visitors.visit(session, keep) as visitor:
+            if keep:
+                visitor.query = made
             return self._rank(visitor, made, length, top_k)
 
     def rerank(self, session: str, length: int, top_k: int = 6) -> list[Hit]:
         """The last search at another length, without the model: a prefix of a summary is the shorter summary."""
         self._check_length(length)
-        with self.visitors.visit(session) as visitor:
+        with self.visitors.visit(session, keep=False) as visitor:
             return [] if visitor.query is None else self._rank(visitor, visitor.query, length, top_k)
 
     def _rank(self, visitor: Visitor, query: Fwd2BotSummary, length: int, top_k: int) -> list[Hit]:
-        if not isinstance(top_k, int) or not 1 <= top_k <= 50:
-            raise VisitorError(f"The number of hits must be 1 to 50, not {top_k!r}.")
         embedding = self.embed(query, length)[0]  # (d,)
         hits = self.collection.search(embedding, query, length, top_k)
         own = list(visitor.pictures.values())
@@ -204,35 +214,37 @@ class Service:
         """Answer from summaries, then uncompressed, as a stream; a question about the same pictures is a follow-up.
 
         Args:
-            ids: the pictures, or none with `find`, how many the question itself shall find. A conversation whose
-                pictures were found goes on with these.
+            ids: the pictures, or none with `find`.
+            find: how many pictures the question itself shall find. A conversation whose pictures were found goes on
+                with these as long as `find` stays the same.
 
         Raises:
-            VisitorError: for an empty question, no picture, too many, or one that is not here, before any compute.
+            VisitorError: for an empty question, no picture, too many, one that is not here, or pictures together with
+                `find`, before any compute.
         """
         question = self._check_text(question, "question")
         self._check_length(length)
+        self._check_count("find", find, 0, MAX_ASKED)
+        ids = self._check_ids(ids)
         if not ids and not find:
             raise VisitorError("No picture is chosen. Tick one below, or let the question find the pictures.")
-        if len(ids) > MAX_ASKED or not 0 <= find <= MAX_ASKED:
+        if ids and find:
             raise VisitorError(
-                f"{max(len(ids), find)} pictures are too many for one question; choose 1 to {MAX_ASKED}."
+                f"You have chosen {len(ids)} pictures, and the question shall find {find} more. Untick yours, or set "
+                "the number of pictures to find to 0."
             )
         with self.visitors.visit(session) as visitor:
-            found_before = find and visitor.conversation.turns
-            if not ids:
-                ids = (
-                    visitor.conversation.pictures if found_before else self._retrieve(visitor, question, length, find)
-                )
-            ids = tuple(dict.fromkeys(ids))
-            pictures = self._find(visitor, ids)
             talk = visitor.conversation
-            if talk.pictures != ids or len(talk.turns) >= MAX_TURNS:
-                talk = visitor.conversation = Conversation(ids)
+            if find:
+                goes_on = talk.turns and talk.found == find
+                ids = talk.pictures if goes_on else tuple(self._retrieve(visitor, question, length, find))
+            pictures = self._find(visitor, ids)
+            if (talk.pictures, talk.found) != (ids, find) or len(talk.turns) >= MAX_TURNS:
+                talk = visitor.conversation = Conversation(ids, find)
             yield from self._answer(talk, question, pictures, length, uncompressed)
 
     def new_conversation(self, session: str) -> None:
-        with self.visitors.visit(session) as visitor:
+        with self.visitors.visit(session, keep=False) as visitor:
             visitor.conversation = Conversation()
 
     def _retrieve(self, visitor: Visitor, question: str, length: int, count: int) -> list[str]:
@@ -291,7 +303,7 @@ class Service:
         texts = [self._check_text(text, "text") for text in texts if text.strip()]
         if len(texts) > MAX_TEXTS:
             raise VisitorError(f"{len(texts)} texts are too many; give at most {MAX_TEXTS}, one a line.")
-        with self.visitors.visit(session) as visitor:
+        with self.visitors.visit(session, keep=False) as visitor:
             [picture] = self._find(visitor, [one])
         if picture.described:
             texts = [picture.text, *texts]
@@ -323,8 +335,22 @@ class Service:
         if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= self.max_length:
             raise VisitorError(f"The length k must be a whole number from 1 to {self.max_length}, not {length!r}.")
 
+    def _check_count(self, name: str, number: Any, low: int, high: int) -> None:
+        if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
+            raise VisitorError(f"{name} must be a whole number from {low} to {high}, not {number!r}.")
+
+    def _check_ids(self, ids: Any) -> tuple[str, ...]:
+        """The ids of pictures, each once."""
+        if not isinstance(ids, (list, tuple)) or not all(isinstance(one, str) for one in ids):
+            raise VisitorError(f'pictures must be a list of ids such as ["gallery-43"], not {shorten(repr(ids), 60)}.')
+        if len(ids) > MAX_ASKED:
+            raise VisitorError(f"{len(ids)} pictures are too many for one question; choose 1 to {MAX_ASKED}.")
+        return tuple(dict.fromkeys(ids))
+
     def _check_text(self, text: Any, what: str) -> str:
-        if not isinstance(text, str) or not text.strip():
+        if text is not None and not isinstance(text, str):
+            raise VisitorError(f"The {what} must be text, not {shorten(repr(text), 60)}.")
+        if not text or not text.strip():
             raise VisitorError(f"The {what} is empty. Write at least one word.")
         text = " ".join("".join(one if one.isprintable() else " " for one in text).split())
         if len(text) > MAX_TEXT:

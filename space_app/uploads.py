@@ -9,7 +9,8 @@ from PIL import Image
 from fwd2bot.pictures_fwd2bot import load_image
 
 MAX_FILES = 24  # at once, and of one visitor
-MAX_FILE_BYTES = 10_000_000
+MEGABYTE = 2**20  # as Gradio counts it where it shows the size of a file
+MAX_FILE_BYTES = 10 * MEGABYTE
 MAX_PIXELS = 24_000_000
 MAX_SIDE = 1024  # pixels of what is kept
 # Bitmaps only: Pillow also reads formats that hold programs (EPS runs Ghostscript).
@@ -32,12 +33,15 @@ def read_and_delete(paths: list[str] | str | None) -> list[Upload]:
     """The files that the web server has put on the disk, which are deleted whether or not they can be used.
 
     Raises:
-        VisitorError: for too many.
+        VisitorError: for too many, or one that is gone: read before, or left lying for too long.
     """
     paths = [Path(path) for path in ([paths] if isinstance(paths, str) else paths or [])]
     try:
         check_count(len(paths))
         return [Upload(path.name, path.read_bytes()) for path in paths]
+    except FileNotFoundError as error:
+        name = shown_name(str(error.filename))
+        raise VisitorError(f"“{name}” is no longer here, choose it again.") from error
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
@@ -59,8 +63,8 @@ def decode(upload: Upload) -> Image.Image:
         raise VisitorError(f"“{name}” is empty. Choose another file.")
     if len(upload.content) > MAX_FILE_BYTES:
         raise VisitorError(
-            f"“{name}” has {len(upload.content) / 1e6:.0f} MB; at most {MAX_FILE_BYTES / 1e6:.0f} MB are taken. Make "
-            "it smaller first."
+            f"“{name}” has {len(upload.content) / MEGABYTE:.1f} MB; at most {MAX_FILE_BYTES / MEGABYTE:.0f} MB are "
+            "taken. Make it smaller first."
         )
     try:
         picture = load_image(upload.content, max_pixels=MAX_PIXELS, formats=FORMATS)

@@ -26,8 +26,20 @@ def text(value: object) -> str:
 
 
 def message(words: str, kind: str = "alert") -> str:
-    """Something that went wrong ("alert") or well ("status"), read out at once by a screen reader."""
-    return f'<div class="f2b-message f2b-{kind}" role="{kind}">{text(words)}</div>' if words else ""
+    """Something that went wrong ("alert", which a screen reader reads out at once) or well ("status")."""
+    role = ' role="alert"' if kind == "alert" else ""
+    return f'<div class="f2b-message f2b-{kind}"{role}>{text(words)}</div>' if words else ""
+
+
+def heard(words: str) -> str:
+    """What the page shows elsewhere, in words for a screen reader alone."""
+    return f'<div class="f2b-heard">{text(words)}</div>'
+
+
+def completed(exchange: Exchange) -> str:
+    other = exchange.uncompressed
+    words = f"Answer complete. From the summaries: {exchange.summary.text}."
+    return words if other is None else f"{words} Uncompressed: {other.text}."
 
 
 def image(jpeg: bytes | None, alt: str) -> str:

@@ -70,9 +70,14 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """About which pictures, and what was said so far."""
+    """About which pictures, and what was said so far.
+
+    Args:
+        found: how many pictures the first question was to find; 0 where they were chosen.
+    """
 
     pictures: tuple[str, ...] = ()
+    found: int = 0
     turns: list[Turn] = field(default_factory=list)
 
 
@@ -110,7 +115,7 @@ class Visitors:
     """The visitors by the id of their session.
 
     One who leaves is let go at once, one who only falls silent after half an hour, and before that the one that was
-    silent longest when there would be more than `MAX_VISITORS`.
+    silent longest when there would be more than `MAX_VISITORS`: of those without pictures first.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -125,8 +130,11 @@ class Visitors:
         return session in self._visitors
 
     @contextmanager
-    def visit(self, session: str) -> Iterator[Visitor]:
+    def visit(self, session: str, keep: bool = True) -> Iterator[Visitor]:
         """The visitor of a session, who is not let go for silence within the block.
+
+        Args:
+            keep: whether one of whom nothing is held is held from now on.
 
         Raises:
             VisitorError: when there are too many that are all being served.
@@ -135,8 +143,10 @@ class Visitors:
             self._let_go_silent()
             visitor = self._visitors.get(session)
             if visitor is None:
-                self._make_room()
-                visitor = self._visitors[session] = Visitor()
+                visitor = Visitor()
+                if keep:
+                    self._make_room()
+                    self._visitors[session] = visitor
             visitor.busy += 1
             visitor.last_seen = self._clock()
         try:
@@ -164,7 +174,9 @@ class Visitors:
     def _make_room(self) -> None:
         if len(self._visitors) < MAX_VISITORS:
             return
-        idle = {session: one.last_seen for session, one in self._visitors.items() if not one.busy}
+        idle = {
+            session: (bool(one.pictures), one.last_seen) for session, one in self._visitors.items() if not one.busy
+        }
         if not idle:
             raise VisitorError(f"{MAX_VISITORS} visitors are being served just now. Try again in a minute.")
         del self._visitors[min(idle, key=idle.get)]

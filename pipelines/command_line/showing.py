@@ -118,9 +118,13 @@ def html_page(title: str, sections: list[Section]) -> bytes:
     return PAGE.format(title=_text(title), sections="\n".join(parts)).encode()
 
 
-def original(source: str | None, side: int) -> "Image | None":
-    """The picture at an absolute path or URL, or in a row of a parquet file, at most `side` pixels high and wide; None
-    when it cannot be reached."""
+def original(source: str | None, side: int, enlarge: bool = True) -> "Image | None":
+    """The picture at an absolute path or URL, or in a row of a parquet file, made to fit into `side` pixels; None when
+    it cannot be reached.
+
+    Args:
+        enlarge: whether one that is smaller is made larger.
+    """
     from PIL import ImageOps
 
     from fwd2bot.pictures_fwd2bot import load_image
@@ -131,7 +135,9 @@ def original(source: str | None, side: int) -> "Image | None":
         return None
     try:
         item = read(parquet_row(source) or Item(source), load_image)
-        return None if item.picture is None else ImageOps.contain(item.picture, (side, side))
+        if item.picture is None or not enlarge and max(item.picture.size) <= side:
+            return item.picture
+        return ImageOps.contain(item.picture, (side, side))
     except (OSError, ValueError):
         return None
 

@@ -1,9 +1,11 @@
 """How a Space is started: options, environment, checkpoints, stores; and what is said when one of them is wrong."""
 
+import shutil
+
 import pytest
 import tiny
 
-from fwd2bot.pipelines.embedded import gallery
+from fwd2bot.pipelines.embedded import default_checkpoint, gallery
 from fwd2bot.space_app.options import SpaceOptions, load_service
 from fwd2bot.space_app.uploads import VisitorError
 
@@ -45,6 +47,44 @@ def test_any_checkpoint_folder_serves(checkpoint, visitor):
     assert len(found.visitors) == 1
 
 
+def test_copy_of_the_checkpoint_in_the_package_refuses_other_scripts(tmp_path, visitor):
+    """As it lies in an exported Space."""
+    shutil.copytree(default_checkpoint(), tmp_path / "checkpoint")
+    found = load_service(SpaceOptions(model=str(tmp_path / "checkpoint"), device="cpu"))
+    with pytest.raises(VisitorError, match="simple English only"):
+        found.search(visitor, "два снеговика", 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"),
+        ("model.safetensors", "cut off"),
+        ("tokenizer.json", b"{}"),
+    ],
+    ids=["pointer", "cut off", "tokenizer"],
+)
+def test_damaged_checkpoint_is_told_with_the_remedy(checkpoint, tmp_path, name, content):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    content = (folder / name).read_bytes()[:-1000] if content == "cut off" else content
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be loaded .*download it again, with `git lfs pull`"):
+        load_service(SpaceOptions(model=str(folder), device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "gpu9"}, "'gpu9' cannot be used.* Give another --device"),
+        ({"dtype": "float99"}, "--dtype 'float99' is not known. Give one of auto, float32"),
+    ],
+)
+def test_device_or_precision_that_does_not_exist_is_told(options, words):
+    with pytest.raises(ValueError, match=words):
+        load_service(SpaceOptions(**options))
+
+
 def test_missing_model_is_an_error_that_names_it():
     with pytest.raises(OSError, match="There is no folder '/nowhere/at/all'"):
         load_service(SpaceOptions(model="/nowhere/at/all"))
@@ -68,10 +108,28 @@ def test_pictures_of_a_store_are_found_asked_about_and_not_changed(store, visito
     assert sorted((path.relative_to(store), path.stat().st_mtime_ns) for path in store.rglob("*")) == before
 
 
+def test_original_of_a_store_is_not_enlarged_and_read_once(store, visitor, monkeypatch):
+    from fwd2bot.space_app import collection
+
+    found = load_service(SpaceOptions(store=str(store), device="cpu"))
+    assert {picture.image().size for picture in found.collection.pictures} == {(96, 96)}
+    monkeypatch.setattr(collection, "original", None)  # all of them have been read
+    assert len(found.search(visitor, "two snowmen", 8)) == len(found.rerank(visitor, 2)) == 6
+
+
+def test_memory_for_pictures_of_a_store_is_bounded(store, visitor, monkeypatch):
+    from fwd2bot.space_app import collection
+
+    monkeypatch.setattr(collection, "KEPT", 4)
+    found = load_service(SpaceOptions(store=str(store), device="cpu"))
+    assert len(found.search(visitor, "two snowmen", 8)) == 6
+    assert len(found.collection._shown) == 4
+
+
 def test_picture_whose_original_is_gone_is_still_answered_from_its_summary(store, visitor, monkeypatch):
     from fwd2bot.space_app import collection
 
-    monkeypatch.setattr(collection, "original", lambda source, side: None)
+    monkeypatch.setattr(collection, "original", lambda source, side, enlarge: None)
     found = load_service(SpaceOptions(store=str(store), device="cpu"))
     [best] = found.search(visitor, "two snowmen on a blue field", 8, top_k=1)
     *_, done = found.ask(visitor, "What colour is the background?", [best.picture.id], 8)

@@ -50,7 +50,28 @@ def test_wrong_number_of_files_is_refused(service, visitor, count, words):
         service.add(visitor, [upload()] * count)
 
 
+def test_looking_at_what_is_held_of_a_visitor_holds_nothing(service, visitor):
+    assert service.own(visitor) == [] and service.rerank(visitor, 4) == []
+    service.search(visitor, "a dog", 4, keep=False)
+    service.remove_own(visitor)
+    service.new_conversation(visitor)
+    assert visitor not in service.visitors
+
+
 # Search
+
+
+def test_removed_pictures_take_the_search_for_one_with_them(service, visitor):
+    service.search(visitor, Upload("mine.png", gallery()[5].path.read_bytes()), 8)
+    service.remove_own(visitor)
+    assert service.rerank(visitor, 4) == []
+
+
+def test_reranking_after_a_search_that_failed_does_not_bring_the_one_before(service, visitor):
+    service.search(visitor, "two snowmen", 8)
+    with pytest.raises(VisitorError, match="empty"):
+        service.search(visitor, "", 8)
+    assert service.rerank(visitor, 4) == []
 
 
 def test_sentence_finds_the_picture_that_it_is_true_of(service, visitor):
@@ -144,6 +165,20 @@ def test_question_finds_its_picture_and_the_follow_up_stays_with_it(service, vis
     assert [picture.id for picture in first.pictures] == ["gallery-47"]
     second = last(service.ask(visitor, "Is there a dog?", [], 8, find=1))
     assert second.pictures == first.pictures and len(second.earlier) == 1
+
+
+def test_question_searches_anew_after_ticked_pictures_and_for_another_number(service, visitor):
+    last(service.ask(visitor, "How many carrots are in the picture?", ["gallery-43"], 8, uncompressed=False))
+    snow = "How many snowmen are on the blue field?"
+    found = last(service.ask(visitor, snow, [], 8, find=1, uncompressed=False))
+    assert [picture.id for picture in found.pictures] == ["gallery-47"] and found.earlier == ()
+    more = last(service.ask(visitor, "How many carrots are in the picture?", [], 8, find=3, uncompressed=False))
+    assert len(more.pictures) == 3 and more.earlier == ()
+
+
+def test_chosen_pictures_together_with_find_are_refused(service, visitor):
+    with pytest.raises(VisitorError, match="chosen 1 pictures, and the question shall find 2 more. Untick yours"):
+        next(service.ask(visitor, "What is it?", ["gallery-43"], 8, find=2))
 
 
 def test_several_pictures_are_asked_about_together(service, visitor):

@@ -21,7 +21,7 @@ Name: {name}
 Version: 0.1.0
 Requires-Dist: torch>=2.13
 Requires-Dist: transformers<6,>=5.17
-Requires-Dist: gradio<7,>=6.31; extra == "space"
+Requires-Dist: gradio<6.32,>=6.31; extra == "space"
 Requires-Dist: lancedb>=0.40; extra == "store"
 """
 
@@ -59,16 +59,61 @@ def test_readme_begins_with_the_header_of_a_space(exported):
 
 def test_requirements_have_ranges_and_are_those_of_the_space_alone(exported):
     lines = (exported / "requirements.txt").read_text().splitlines()
-    assert lines == ["gradio<7,>=6.31", "torch>=2.13", "transformers<6,>=5.17"]
+    assert lines == ["gradio<6.32,>=6.31", "torch>=2.13", "transformers<6,>=5.17"]
 
 
-def test_export_replaces_its_own_folder_and_no_other(exported, tmp_path):
-    (exported / "old").write_text("")
-    export(exported, make_wheel(tmp_path))
-    assert not (exported / "old").exists()
-    (tmp_path / "mine").mkdir()
+def test_export_replaces_what_it_wrote_and_nothing_else(exported, tmp_path):
+    mine = (".git/config", "checkpoint/notes.txt", "visits.db")
+    for name in mine:
+        (exported / name).parent.mkdir(exist_ok=True)
+        (exported / name).write_text("mine")
+    (exported / "app.py").write_text("edited")
+    export(exported, make_wheel(tmp_path))  # without pictures
+    assert [(exported / name).read_text() for name in (".git/config", "checkpoint/notes.txt", "visits.db")] == [
+        "mine"
+    ] * 3
+    assert "serve(SpaceOptions())" in (exported / "app.py").read_text()
+    assert not (exported / "pictures").exists()
+
+
+def test_clone_of_an_empty_repository_is_filled(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "version", lambda name: "6.31.0")
+    (tmp_path / "clone" / ".git").mkdir(parents=True)
+    assert "app.py" in export(tmp_path / "clone", make_wheel(tmp_path))
+    assert (tmp_path / "clone" / ".git").is_dir()
+
+
+def test_folder_that_was_not_exported_is_refused_and_left_alone(tmp_path, monkeypatch):
+    """Such as another Space, which has files of the same names."""
+    monkeypatch.setattr(module, "version", lambda name: "6.31.0")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("app.py", "README.md", "requirements.txt", "precious.db"):
+        (mine / name).write_text("mine")
     with pytest.raises(FileExistsError, match="no Space that was exported before"):
-        export(tmp_path / "mine", make_wheel(tmp_path))
+        export(mine, make_wheel(tmp_path))
+    assert all(path.read_text() == "mine" for path in mine.iterdir()) and len(list(mine.iterdir())) == 4
+
+
+def test_file_in_the_way_is_refused_before_anything_is_changed(exported, tmp_path):
+    (exported / "pictures" / "space-look.png").write_text("mine")
+    marker = exported / module.MARKER
+    marker.write_text(marker.read_text().replace('"pictures/space-look.png",', ""))
+    with pytest.raises(FileExistsError, match="space-look.png is there and was not exported before"):
+        export(exported, make_wheel(tmp_path), pictures=ROOT / "docs")
+    assert (exported / "app.py").exists()
+
+
+def test_marker_that_names_files_outside_deletes_none(exported, tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (exported / module.MARKER).write_text('{"files": ["../precious", ".git/config"]}')
+    for path in sorted(exported.rglob("*"), reverse=True):
+        if path.is_file() and path.name != module.MARKER:
+            path.unlink()
+    (exported / ".git").mkdir()
+    (exported / ".git" / "config").write_text("mine")
+    export(exported, make_wheel(tmp_path))
+    assert (tmp_path / "precious").exists() and (exported / ".git" / "config").exists()
 
 
 def test_missing_and_foreign_files_are_refused(tmp_path):
@@ -112,5 +157,8 @@ def test_exported_space_runs_in_an_empty_environment(tmp_path):
             )
             done = subprocess.run([python, "-c", program, found[0]], capture_output=True, text=True, env=environment)
             assert "'answer': '3'" in done.stdout, done.stderr
+            other = program.replace("How many carrots are there?", "Сколько морковок?")
+            done = subprocess.run([python, "-c", other, found[0]], capture_output=True, text=True, env=environment)
+            assert "simple English only" in done.stderr
         finally:
             running.terminate()

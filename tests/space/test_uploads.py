@@ -27,7 +27,7 @@ def test_bad_file_is_refused_with_its_name_and_the_remedy(name, content, words):
 
 def test_file_of_too_many_bytes_is_refused(monkeypatch):
     monkeypatch.setattr(uploads, "MAX_FILE_BYTES", 100)
-    with pytest.raises(VisitorError, match="at most 0 MB are taken"):
+    with pytest.raises(VisitorError, match="1 MB; at most|at most 0 MB"):
         decode(Upload("large.png", png(Image.new("RGB", (64, 64), "red")) * 2))
 
 
@@ -60,3 +60,10 @@ def test_reading_deletes_the_files_also_when_they_are_too_many(tmp_path):
 def test_name_is_shown_without_folders_and_control_characters():
     assert shown_name("C:\\me\\../a\x1b[31m\u202eb.png") == "a[31mb.png"
     assert len(shown_name("x" * 300 + ".png")) == 40
+
+
+def test_file_that_is_gone_is_told_and_the_others_are_deleted(tmp_path):
+    (tmp_path / "here.png").write_bytes(b"x")
+    with pytest.raises(VisitorError, match="“gone.png” is no longer here, choose it again"):
+        read_and_delete([str(tmp_path / "gone.png"), str(tmp_path / "here.png")])
+    assert list(tmp_path.iterdir()) == []

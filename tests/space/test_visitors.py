@@ -60,3 +60,22 @@ def test_pictures_of_a_visitor_are_limited_with_the_remedy():
         visitor.add(f"{index}.png", b"", None)
     with pytest.raises(VisitorError, match="You have 24 pictures here and add 1; at most 24.*Remove yours"):
         visitor.add("more.png", b"", None)
+
+
+def test_those_without_pictures_make_room_before_one_who_has_some(monkeypatch):
+    monkeypatch.setattr(visitors, "MAX_VISITORS", 2)
+    clock = Clock()
+    held = Visitors(clock)
+    with held.visit("has pictures") as visitor:
+        visitor.add("a.png", b"", None)
+    for clock.now in range(1, 200):
+        with held.visit(f"cheap call {clock.now}"):
+            pass
+    assert "has pictures" in held and len(held) == 2
+
+
+def test_visitor_who_is_only_looked_at_is_not_held():
+    held = Visitors()
+    with held.visit("a", keep=False) as visitor:
+        assert visitor.pictures == {}
+    assert len(held) == 0

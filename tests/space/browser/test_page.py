@@ -85,6 +85,20 @@ def test_sentence_finds_and_slider_ranks_anew(open_page, service, monkeypatch):
     assert len(hits(page)) == 6
 
 
+def test_slider_after_a_search_that_failed_does_not_bring_the_one_before(open_page):
+    page = open_page()
+    search(page, "two snowmen on a blue field")
+    page.get_by_label("Find pictures that show").fill("")
+    page.click("#f2b-search")
+    assert "The query is empty" in message(page, "search")
+    with page.expect_response(lambda answer: "/queue/join" in answer.url):
+        page.get_by_label("number input for k, summary tokens of each picture").first.fill("2")
+        page.keyboard.press("Tab")
+    page.wait_for_timeout(500)
+    assert "The query is empty" in message(page, "search")
+    assert page.locator("#f2b-found li").count() == 0
+
+
 def test_picture_finds_its_like(open_page):
     page = open_page()
     page.set_input_files("#f2b-like input[type=file], input[type=file] >> nth=1", own_file(29, "query.png"))
@@ -103,6 +117,7 @@ def test_uploads_are_added_shown_found_and_removed(open_page):
     )
     page.click("#f2b-remove")
     page.wait_for_selector("#f2b-own img", state="detached")
+    page.wait_for_selector("#f2b-found li", state="detached")
     assert "forgotten" in message(page, "search")
 
 
@@ -337,21 +352,79 @@ def test_every_tab_fits_into_400_pixels(open_page, tmp_path, dark):
     assert not is_wider_than_the_window(page)
 
 
+def tab_to(page, target):
+    """Press Tab until an element has the focus."""
+    for _ in range(120):
+        if target.evaluate("(one) => one === document.activeElement"):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"no Tab leads to {target}")
+
+
 def test_keyboard_alone_searches_and_asks(open_page):
     page = open_page()
-    page.get_by_label("Find pictures that show").focus()
+    tab_to(page, page.get_by_label("Find pictures that show"))
     page.keyboard.type("two snowmen on a blue field")
     page.keyboard.press("Enter")
     page.wait_for_selector("#f2b-found li")
-    page.get_by_role("tab", name="Search").focus()
-    page.keyboard.press("Tab")
+    tab_to(page, page.get_by_role("tab", name="Ask"))
     page.keyboard.press("Enter")
-    page.locator("#f2b-ask-pick input[value=gallery-43]").focus()
+    tab_to(page, page.locator("#f2b-ask-pick input[value=gallery-43]"))
     page.keyboard.press("Space")
-    page.get_by_label("Question about the pictures").focus()
+    tab_to(page, page.get_by_label("Question about the pictures"))
     page.keyboard.type(ASKED)
     page.keyboard.press("Enter")
     assert answers(page) == ["3", "3"]
+
+
+def test_screen_reader_is_told_when_something_is_done(open_page):
+    page = open_page()
+    search(page, "two snowmen on a blue field")
+    region = page.locator("#f2b-search-status [role=status][aria-live=polite]")
+    region.get_by_text("6 pictures found").wait_for(state="attached")
+    tab(page, "Ask")
+    ask(page, ASKED, "gallery-43")
+    region = page.locator("#f2b-ask-status [role=status][aria-live=polite]")
+    region.get_by_text("Answer complete. From the summaries: 3. Uncompressed: 3.").wait_for(state="attached")
+
+
+CONTRAST = """(one) => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => numbers(colour).slice(0, 3).map((value) => value / 255)
+    .map((value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, value, index) => sum + value * [0.2126, 0.7152, 0.0722][index], 0);
+  let behind = one;
+  const fill = () => numbers(getComputedStyle(behind).backgroundColor);
+  while (fill().length > 3 && fill()[3] === 0) behind = behind.parentElement;
+  const both = [getComputedStyle(one).color, getComputedStyle(behind).backgroundColor].map(light);
+  return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+}"""  # as WCAG 2 defines it
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_text_stands_out_from_what_is_behind_it(open_page, dark):
+    page = open_page(dark=dark)
+    assert page.locator("#f2b-search").evaluate(CONTRAST) >= 4.5
+    tab(page, "Ask")
+    for one in (
+        page.get_by_role("tab", name="Ask"),
+        page.get_by_role("tab", name="Search"),
+        page.locator("#f2b-ask"),
+        page.locator("#f2b-fresh"),
+        page.get_by_text("0: it is about those ticked below").first,
+    ):
+        one.evaluate("(one) => Promise.all(one.getAnimations().map((fading) => fading.finished))")
+        assert one.evaluate(CONTRAST) >= 4.5, one
+
+
+def test_what_is_empty_takes_no_room(open_page):
+    page = open_page()
+    height = "(one) => one.getBoundingClientRect().height"
+    for name in ("search-status", "found", "own"):
+        assert page.locator(f"#f2b-{name}").evaluate(height) == 0
+    search(page, "two snowmen on a blue field")
+    page.locator("#f2b-search-status").get_by_text("6 pictures found").wait_for(state="attached")
+    page.wait_for_function("document.querySelector('#f2b-search-status').getBoundingClientRect().height == 0")
 
 
 def test_every_picture_and_field_has_a_name_for_a_screen_reader(open_page):
