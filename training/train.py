@@ -40,12 +40,14 @@ from .samples import SampleCallback
 from .scenes import corpus
 from .sharding import shard_frozen
 from .source_recipe import SourcesData
-from .sources import SourceBackboneCollator, SourceCollator, open_sources, run_mixture, texts_of
+from .sources import SourceBackboneCollator, SourceCollator, UnusableRowsError, open_sources, run_mixture, texts_of
 from .tokenizer import train_tokenizer
 from .trainer import BackboneTrainer, Fwd2BotTrainer, StageTrainer, newest_checkpoint
 from .validation_data import validation_of
 
 logger = logging.get_logger(__name__)
+
+INTERRUPTED = 130  # exit code
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,9 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if trainer.args.process_index == 0:  # for the model card
             command = command_of("train", sys.argv[1:] if arguments is None else arguments)
             write_whole(Path(trainer.args.output_dir) / COMMAND, command + "\n")
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, UnusableRowsError) as error:
         sys.exit(f"error: {error}")
-    folder = run(trainer, recipe)
+    try:
+        folder = run(trainer, recipe)
+    except UnusableRowsError as error:  # from a worker it comes with the worker's traceback before its own words
+        sys.exit(f"error: {str(error).strip().splitlines()[-1].rpartition('UnusableRowsError: ')[2]}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     print(f"saved {folder}" if folder else "stopped before the last step; the same command goes on from there")
 
 

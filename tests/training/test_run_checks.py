@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,25 @@ def test_file_whose_writing_fails_is_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         write_whole(path, json.dumps({"seed": 2}))
     assert json.loads(path.read_text()) == {"seed": 1}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_that_are_not_there_are_one_line_from_the_command(tmp_path, workers):
+    recipe = write_source_recipe(tmp_path, tmp_path / "run", dataloader_num_workers=workers)
+    shutil.rmtree(tmp_path / "images")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        main([str(recipe)])
+    assert str(ended.value.code).startswith("error: data.sources[") and "is not there" in ended.value.code
+    assert "Traceback" not in ended.value.code and "\n" not in ended.value.code
+
+
+def test_ctrl_c_in_training_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fwd2bot.training.train.run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main([str(write_source_recipe(tmp_path, tmp_path / "run"))])
+    assert ended.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from .collators import SourceBackboneCollator, SourceCollator
 from .conversations import ConversationEncoder, EncodedConversation
-from .mixture import Source, SourceMixture
+from .mixture import Source, SourceMixture, UnusableRowsError
 from .rows import MalformedRowError, RowReader
 from .run import open_sources, run_mixture, texts_of
 from .samples import SamplePreparer, content_hash
@@ -17,6 +17,7 @@ __all__ = [
     "SourceBackboneCollator",
     "SourceCollator",
     "SourceMixture",
+    "UnusableRowsError",
     "content_hash",
     "open_sources",
     "run_mixture",

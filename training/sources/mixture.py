@@ -28,6 +28,10 @@ MAX_WORKERS = 1024  # counters of broken rows, one for each worker of a process
 Prepare = Callable[[dict[str, Any], random.Random], dict[str, Any] | None]
 
 
+class UnusableRowsError(RuntimeError):
+    """Too many rows are broken, or a source has nothing for its use."""
+
+
 class Source:
     """One opened data set: its rows as samples, by number or as a stream.
 
@@ -101,8 +105,8 @@ class SourceMixture(torch.utils.data.Dataset):
         batch_size: samples of one process in one batch. processes: of the run; default: the environment's WORLD_SIZE.
 
     Raises:
-        RuntimeError: in use, when more than `data.max_broken` rows of this process were broken, or a whole source has
-            nothing for its use.
+        UnusableRowsError: in use, when more than `data.max_broken` rows of this process were broken, or a whole source
+            has nothing for its use.
     """
 
     def __init__(
@@ -167,7 +171,7 @@ class SourceMixture(torch.utils.data.Dataset):
         Which rows, and in which order, follows from `data.seed`.
 
         Raises:
-            RuntimeError: when a source has nothing for its use, or too many rows are broken.
+            UnusableRowsError: when a source has nothing for its use, or too many rows are broken.
         """
         weights = [source.recipe.weight for source in self.sources]
         rows = {index: source.epoch(_seed(self.data.seed, index)) for index, source in enumerate(self.sources)}
@@ -259,7 +263,7 @@ class SourceMixture(torch.utils.data.Dataset):
             refused.left_out.add(number)
         return None
 
-    def _nothing(self, index: int, refused: "_Refused") -> RuntimeError:
+    def _nothing(self, index: int, refused: "_Refused") -> UnusableRowsError:
         """What is to be said of a source none of whose rows can be used."""
         recipe, reasons, remedies = self.sources[index].recipe, [], []
         if refused.broken:
@@ -273,7 +277,7 @@ class SourceMixture(torch.utils.data.Dataset):
             remedies.append("change these")
         remedy = f"{', '.join(remedies)}, or leave the source out"
         rows = len(refused.broken) + len(refused.left_out)
-        return RuntimeError(
+        return UnusableRowsError(
             f"data.sources[{recipe.name!r}]: none of {rows} rows can be used: {'; '.join(reasons)}. "
             f"{remedy[0].upper()}{remedy[1:]}"
         )
@@ -287,7 +291,7 @@ class SourceMixture(torch.utils.data.Dataset):
         name, broken = self.sources[index].recipe.name, int(self.broken.sum())
         logger.warning(f"data.sources[{name!r}], {key}: {error} ({broken} of at most {self.data.max_broken} broken)")
         if broken > self.data.max_broken:
-            raise RuntimeError(
+            raise UnusableRowsError(
                 f"{broken} rows are broken, more than data.max_broken={self.data.max_broken} "
                 f"({', '.join(f'{name}: {count}' for name, count in self.num_broken.items() if count)}). The last was "
                 f"{key} of {name!r}: {error}. Mend the data, or raise max_broken"
