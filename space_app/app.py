@@ -21,6 +21,9 @@ TITLE = "Fwd2Bot: compress a picture once, find it and ask about it ever after"
 INTRO = """# Fwd2Bot
 A vision-language model reads a picture as hundreds of tokens. **Fwd2Bot** compresses them once into a few *summary
 tokens*, with which the picture is found and talked about from then on. Choose their number with the sliders **k**."""
+# Of the checkpoint inside the package, which is the one that refuses other scripts.
+OF_DRAWN_SCENES = """This small model was trained on **drawn scenes**, as those in the gallery, and on single
+questions. About photographs it says nothing true, and answers get worse in a long conversation: begin a new one."""
 UPLOAD = (
     f"Add pictures: drop them here, choose files, or paste (at most {MAX_FILES}, {MAX_FILE_BYTES // MEGABYTE} MB each)"
 )
@@ -119,6 +122,8 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
     asked = showcase()
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(INTRO)
+        if service.english_only:
+            gr.Markdown(OF_DRAWN_SCENES)
         with gr.Tabs():
             with gr.Tab("Search", id="search"):
                 files = gr.File(label=UPLOAD, file_count="multiple", elem_id="f2b-upload", height=140)
