@@ -1,0 +1,51 @@
+"""What a visitor does in the page, for the tests in a browser."""
+
+from fwd2bot.pipelines.embedded import gallery
+
+ASKED = "How many carrots are in the picture?"
+
+
+def add(page, *files):
+    page.set_input_files("#f2b-upload input[type=file]", list(files))
+    return message(page, "search")
+
+
+def message(page, tab):
+    shown = page.wait_for_selector(f"#f2b-{tab}-status .f2b-message")
+    return shown.inner_text()
+
+
+def search(page, text):
+    page.get_by_label("Find pictures that show").fill(text)
+    page.click("#f2b-search")
+    page.wait_for_selector("#f2b-found li")
+    return hits(page)
+
+
+def hits(page):
+    return [line for line in page.inner_text("#f2b-found ol").splitlines() if ". " in line]
+
+
+def tab(page, name):
+    page.get_by_role("tab", name=name).click()
+
+
+def ask(page, text, *ids):
+    for one in ids:
+        page.check(f"#f2b-ask-pick input[value={one}]")
+    page.get_by_label("Question about the pictures").fill(text)
+    page.click("#f2b-ask")
+
+
+def answers(page):
+    page.wait_for_function("document.querySelectorAll('#f2b-costs tbody td').length == 8")
+    page.wait_for_function("![...document.querySelectorAll('#f2b-costs td')].some((one) => one.innerText == '–')")
+    return [one.inner_text() for one in page.query_selector_all("#f2b-talk .f2b-answer")]
+
+
+def own_file(number, name):
+    return {"name": name, "mimeType": "image/png", "buffer": gallery()[number].path.read_bytes()}
+
+
+def is_wider_than_the_window(page):
+    return page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
