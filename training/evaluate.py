@@ -48,7 +48,7 @@ from .scenes import (
     truth_table,
 )
 from .source_evaluation import check_lengths, evaluate_sources, flatten, format_source_results
-from .sources import open_sources
+from .sources import UnusableRowsError, open_sources
 
 SEVERAL = (2, 3, 4, 5)  # pictures of a prompt that shows several
 
@@ -82,7 +82,7 @@ def _evaluate_data(args: argparse.Namespace) -> dict[str, Any]:
             dtype=getattr(torch, args.dtype),
             device=args.device,
         )
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, UnusableRowsError) as error:
         sys.exit(f"error: {error}")
 
 

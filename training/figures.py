@@ -12,7 +12,7 @@ from .answering import answer_from_summary, answer_uncompressed
 from .caption_scores import caption_scores
 from .metrics import recall_at_k
 from .source_recipe import SourcesData
-from .sources import ConversationEncoder, MalformedRowError, SamplePreparer, Source, content_hash
+from .sources import ConversationEncoder, MalformedRowError, SamplePreparer, Source, UnusableRowsError, content_hash
 from .sources.tables import rows_of
 from .validation import KS, normalised, question_of
 
@@ -44,7 +44,7 @@ class SourceReader:
     `data.caption_prompts`. Rows without pictures have nothing to compress and are passed over.
 
     Raises:
-        RuntimeError: in use, for more than `data.max_broken` broken rows.
+        UnusableRowsError: in use, for more than `data.max_broken` broken rows.
     """
 
     def __init__(self, source: Source, data: SourcesData, processor: Any):
@@ -92,7 +92,7 @@ class SourceReader:
         name, most = self.source.recipe.name, self.data.max_broken
         logger.warning(f"sources[{name!r}], {key}: {error} ({self.num_broken} of at most {most} broken)")
         if self.num_broken > most:
-            raise RuntimeError(
+            raise UnusableRowsError(
                 f"{self.num_broken} rows of {name!r} are broken, more than max_broken={most}; the last was {key}: "
                 f"{error}. Mend the data, or raise max_broken"
             ) from error
@@ -136,7 +136,7 @@ def source_figures(
         uncompressed: whether the backbone on all image tokens is asked as well.
 
     Raises:
-        ValueError: the source has nothing to judge by. RuntimeError: too many broken rows.
+        ValueError: the source has nothing to judge by. UnusableRowsError: too many broken rows.
     """
     settings = ([UNCOMPRESSED] if uncompressed else []) + [f"k={k}" for k in lengths]
     gathered = {setting: _Gathered() for setting in settings}

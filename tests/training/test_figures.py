@@ -12,7 +12,7 @@ from fwd2bot.training.evaluate import main
 from fwd2bot.training.figures import SourceReader, caption_recall, source_figures
 from fwd2bot.training.recipe import load_sources
 from fwd2bot.training.source_recipe import SourceRecipe, SourcesData
-from fwd2bot.training.sources import Source
+from fwd2bot.training.sources import Source, UnusableRowsError
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_broken_rows_are_left_out_up_to_the_limit(folder, parts):
     read = reader(recipe, parts[1])
     assert len(list(read())) == 2 and read.num_broken == 2
     assert len(list(reader(recipe, parts[1])(limit=1))) == 1
-    with pytest.raises(RuntimeError, match="2 rows of 'x' are broken, more than max_broken=1"):
+    with pytest.raises(UnusableRowsError, match="2 rows of 'x' are broken, more than max_broken=1"):
         list(reader(recipe, parts[1], max_broken=1)())
 
 

@@ -10,6 +10,7 @@ from tiny_sources import mixture_of, picture_bytes, write_captions, write_json, 
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from fwd2bot.training.source_recipe import SourceRecipe
+from fwd2bot.training.sources import UnusableRowsError
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +163,7 @@ def test_broken_rows_are_counted_once_logged_with_key_and_reason_and_replaced(tm
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_broken_row_too_many_is_an_error(tmp_path, workers):
     mixture = mixture_of(write_with_broken(tmp_path), length=44, max_broken=2)
-    with pytest.raises(RuntimeError, match=r"more than data.max_broken=2 \(chat: 3\)"):
+    with pytest.raises(UnusableRowsError, match=r"more than data.max_broken=2 \(chat: 3\)"):
         loaded(mixture, workers)
 
 
