@@ -303,9 +303,7 @@ def test_purge_beside_a_writer_goes_through(store):
 
     def write():
         for value in range(2, 10):
-            for attempt in range(
-                20
-            ):  # a purge may remove the version that is read: open anew
+            for attempt in range(20):  # a purge may remove the version that is read: open anew
                 try:
                     summary = torch.full((10, 4, 32), float(value))
                     SummaryStore.open(store.path).add_summary(summary, ids=[f"r{index}" for index in range(50, 60)])
