@@ -22,9 +22,9 @@ def last(stream):
 def test_added_pictures_are_found_and_bad_files_are_told(service, visitor):
     own = Upload("snow.png", gallery()[47].path.read_bytes())
     seen = []
-    added, problems = service.add(visitor, [own, Upload("notes.jpg", b"words")], lambda *done: seen.append(done))
-    assert [picture.title for picture in added] == ["snow.png"]
-    assert len(problems) == 1 and "notes.jpg" in problems[0]
+    added = service.add(visitor, [own, Upload("notes.jpg", b"words")], lambda *done: seen.append(done))
+    assert [picture.title for picture in added.pictures] == ["snow.png"]
+    assert len(added.problems) == 1 and "notes.jpg" in added.problems[0]
     assert seen == [(1, 2), (2, 2)]
     hits = service.search(visitor, "two snowmen on a blue field", 8, top_k=2)
     assert {hit.picture.id for hit in hits} == {"own-1", "gallery-47"}
@@ -155,7 +155,7 @@ def test_follow_up_goes_on_with_the_conversation_until_other_pictures_are_chosen
     first = last(service.ask(visitor, "How many carrots are in the picture?", ["gallery-43"], 8))
     second = last(service.ask(visitor, "What colour is the background?", ["gallery-43"], 8))
     assert [turn.question for turn in second.earlier] == [first.question]
-    assert second.earlier[0].answer == first.summary.text
+    assert second.earlier[0].answer.text == first.summary.text
     assert second.summary.prompt_tokens > first.summary.prompt_tokens
     assert last(service.ask(visitor, "What is it?", ["gallery-44"], 8)).earlier == ()
 

@@ -24,7 +24,7 @@ def test_endpoints_are_named_and_documented(client):
     assert parameters == {
         "/compress": ["picture", "num_summary_tokens"],
         "/search": ["query", "num_summary_tokens", "top_k"],
-        "/ask": ["question", "pictures", "find", "num_summary_tokens", "uncompressed"],
+        "/ask": ["question", "pictures", "find", "num_summary_tokens", "uncompressed", "fresh"],
     }
     assert all(len(about["description"]) > 80 for about in named.values())
 
