@@ -13,7 +13,7 @@ from . import browser_side as browser
 from . import views
 from .collection import Hit
 from .endpoints import add_endpoints
-from .inputs import Files, PictureButton, Within
+from .inputs import nearest, sent, within
 from .service import MAX_ASKED, Service
 from .uploads import MAX_FILE_BYTES, MAX_FILES, MEGABYTE, VisitorError, read_and_delete, refusals
 from .visitors import ConversationEndedError
@@ -28,9 +28,7 @@ tokens*, with which the picture is found and talked about from then on. Choose t
 # Of the checkpoint inside the package, which is the one that refuses other scripts.
 OF_DRAWN_SCENES = """This small model was trained on **drawn scenes**, as those in the gallery, and on single
 questions. About photographs it says nothing true, and answers get worse in a long conversation: begin a new one."""
-UPLOAD = (
-    f"Add pictures: drop them here, choose files, or paste (at most {MAX_FILES}, {MAX_FILE_BYTES // MEGABYTE} MB each)"
-)
+UPLOAD = f"Add pictures: drop, choose or paste (at most {MAX_FILES}, {MAX_FILE_BYTES // MEGABYTE} MB each)"
 FAILED = "Something went wrong on the server, which has noted it. Try again, or reload the page."
 
 
@@ -69,7 +67,7 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
             gr.Markdown(OF_DRAWN_SCENES)
         with gr.Tabs():
             with gr.Tab("Search", id="search"):
-                files = Files(label=UPLOAD, file_count="multiple", elem_id="f2b-upload", height=140)
+                files = sent(gr.File(label=UPLOAD, file_count="multiple", elem_id="f2b-upload", height=160))
                 refuse = gr.Button("refuse", visible="hidden", elem_id="f2b-refuse")
                 search_status = gr.HTML(elem_id="f2b-search-status", js_on_load=browser.LIVE)
                 with gr.Row():
@@ -82,8 +80,8 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
                     )
                     search = gr.Button("Search", variant="primary", elem_id="f2b-search")
                 with gr.Row():
-                    search_k = Within(1, longest, usual, step=1, label="k, summary tokens of each picture")
-                    like = PictureButton("Search with a picture instead", elem_id="f2b-like")
+                    search_k = within(gr.Slider(1, longest, usual, step=1, label="k, summary tokens of each picture"))
+                    like = sent(gr.UploadButton("Search with a picture instead", elem_id="f2b-like"))
                 found = gr.HTML(elem_id="f2b-found")
                 own_seen = gr.HTML(elem_id="f2b-own")
                 remove = gr.Button("Remove my pictures", elem_id="f2b-remove", visible=False)
@@ -99,15 +97,17 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
                     )
                     ask = gr.Button("Ask", variant="primary", elem_id="f2b-ask")
                     fresh = gr.Button("New conversation", elem_id="f2b-fresh")
-                with gr.Row():
-                    ask_k = Within(1, longest, usual, step=1, label="k, summary tokens of each picture")
-                    find = Within(
-                        0,
-                        MAX_ASKED,
-                        0,
-                        step=1,
-                        label="Pictures for the question to find",
-                        info="0: it is about those ticked below",
+                with gr.Row(elem_id="f2b-settings"):
+                    ask_k = within(gr.Slider(1, longest, usual, step=1, label="k, summary tokens of each picture"))
+                    find = within(
+                        gr.Slider(
+                            0,
+                            MAX_ASKED,
+                            0,
+                            step=1,
+                            label="Pictures for the question to find",
+                            info="0: it is about those ticked below",
+                        )
                     )
                     both = gr.Checkbox(True, label="Also answer uncompressed")
                 ask_status = gr.HTML(elem_id="f2b-ask-status", js_on_load=browser.LIVE)
@@ -124,7 +124,9 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
                     lines=3,
                 )
                 with gr.Row():
-                    look_k = Within(1, longest, usual, step=1, label="k, summary tokens of the picture")
+                    look_k = within(
+                        gr.Slider(1, longest, usual, step=1, label="k, summary tokens of the picture", min_width=240)
+                    )
                     look = gr.Button("Look inside", variant="primary", elem_id="f2b-look")
                 look_status = gr.HTML(elem_id="f2b-look-status", js_on_load=browser.LIVE)
                 inside = gr.HTML(elem_id="f2b-inside")
@@ -180,7 +182,7 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
 
         @told(search_status)
         def rerank(typed: Any, request: gr.Request) -> Iterator[dict]:
-            length = search_k.nearest(typed)
+            length = nearest(search_k, typed)
             hits = service.rerank(request.session_hash, length)
             # Without a search, what the page says of one that failed stays.
             yield {

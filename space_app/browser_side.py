@@ -21,7 +21,8 @@ CSS = """
   border: 1px solid var(--border-color-primary); border-radius: 4px; }
 .f2b-bar i { display: block; height: 100%; background: var(--color-accent); border-radius: 4px; }
 .f2b-message { padding: 10px 12px; border-radius: 6px; border: 1px solid var(--border-color-primary);
-  border-left: 6px solid #2e7d32; background: var(--background-fill-secondary); color: var(--body-text-color); }
+  border-left: 6px solid #2e7d32; background: var(--background-fill-secondary); color: var(--body-text-color);
+  overflow-wrap: anywhere; }
 .f2b-alert { border-left-color: #c62828; }
 .f2b-heard { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .block:has(> .wrap.hide):has(> .html-container > .prose:empty, > .html-container > .prose > .f2b-heard) { height: 0;
@@ -39,9 +40,12 @@ CSS = """
   color: var(--body-text-color); }
 .f2b-table th, .f2b-table td { text-align: left; padding: 6px 8px; font-weight: 400; vertical-align: top;
   border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere; }
-.f2b-table thead th { font-weight: 600; overflow-wrap: normal; }
+.f2b-table thead th { font-weight: 600; overflow-wrap: normal; padding: 6px 2px 6px 8px; }
+@media (max-width: 640px) { #f2b-settings .form { flex-direction: column; } .f2b-table { font-size: 14px; } }
 .f2b-table thead, .f2b-table tbody, .f2b-table tr, .f2b-table th, .f2b-table td { border-left: 0; border-right: 0;
   border-top: 0; }
+.f2b-note { font-size: 13px; color: var(--body-text-color); }
+footer .divider { display: none !important; }
 .f2b-figure { margin: 0; } .f2b-figure img { max-width: 100%; min-width: 192px; max-height: 320px; }
 """
 # Read out by a screen reader whenever its content changes.

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from .comparison import Answer
-from .inputs import Files
+from .inputs import sent
 from .service import Service
 from .uploads import VisitorError, read_and_delete
 
@@ -70,7 +70,7 @@ def add_endpoints(service: Service, concurrency: int) -> None:
 
     # Numbers as they come: Gradio would fail on a word before this page can say what is wrong.
     k = gr.Number(value=0, label="num_summary_tokens", visible=False)
-    one = Files(label="picture", visible=False)
+    one = sent(gr.File(label="picture", visible=False))
     words = gr.Textbox(label="text", visible=False)
     number = gr.Number(value=5, label="count", visible=False)
     finding = gr.Number(value=0, label="find", visible=False)

@@ -1,49 +1,38 @@
-"""Gradio's inputs, where what they say or do with a bad value is not what this page should."""
+"""Gradio's inputs, where what they do with a bad value is not what this page should.
+
+Their methods are replaced one by one: beside the module of a class that inherits from its own, Gradio writes a file.
+"""
 
 from typing import Any
 
 import gradio as gr
 
 
-class Within(gr.Slider):
-    """A slider whose number field takes what is typed for the nearest allowed number; Gradio's own fails."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> int:
-        return self.nearest(payload)
-
-    def nearest(self, typed: Any) -> int:
-        """The allowed whole number that is nearest to what was typed, and the first value for what is no number."""
-        if isinstance(typed, bool) or not isinstance(typed, (int, float)) or typed != typed:
-            typed = self.value
-        return int(min(max(typed, self.minimum), self.maximum))
+def within(slider: gr.Slider) -> gr.Slider:
+    """The slider, whose number field now takes what is typed for the nearest allowed number; Gradio's own fails."""
+    slider.preprocess = lambda typed: nearest(slider, typed)
+    return slider
 
 
-class Files(gr.File):
-    """Files that are sent; Gradio's own would be fetched from an address, without any limit."""
-
-    is_template = True
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
-        _check_sent(url_or_file_path)
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
+def nearest(slider: gr.Slider, typed: Any) -> int:
+    """The allowed whole number that is nearest to what was typed, and the first value for what is no number."""
+    if isinstance(typed, bool) or not isinstance(typed, (int, float)) or typed != typed:
+        typed = slider.value
+    return int(min(max(typed, slider.minimum), slider.maximum))
 
 
-class PictureButton(gr.UploadButton):
-    """The same for a button."""
+def sent(files: Any) -> Any:
+    """The input for files, which now takes only those that are sent; Gradio would fetch one from any address."""
+    move = files.async_move_resource_to_block_cache
 
-    is_template = True
+    async def move_sent(path: Any) -> str | None:
+        if "://" in str(path):
+            raise gr.Error(
+                f"A picture is taken as a file, not from an address such as {str(path)[:80]!r}. Download it, and send "
+                'the file: handle_file("photo.jpg").',
+                print_exception=False,
+            )
+        return await move(path)
 
-    async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
-        _check_sent(url_or_file_path)
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
-
-
-def _check_sent(path: Any) -> None:
-    if "://" in str(path):
-        raise gr.Error(
-            f"A picture is taken as a file, not from an address such as {str(path)[:80]!r}. Download it, and send the "
-            'file: handle_file("photo.jpg").',
-            print_exception=False,
-        )
+    files.async_move_resource_to_block_cache = move_sent
+    return files
