@@ -65,8 +65,11 @@ class Picture:
         return encode(picture, 85)
 
 
-class ConversationEndedError(Exception):
+class ConversationEndedError(VisitorError):
     """A new conversation was begun while this answer was made or waited; nobody wants it any more."""
+
+    def __init__(self) -> None:
+        super().__init__("A new conversation was begun before this answer was complete. Ask again.")
 
 
 @dataclass
