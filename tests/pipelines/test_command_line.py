@@ -317,8 +317,19 @@ def test_info_without_a_checkpoint_is_of_the_embedded_one():
     assert run_json("info")["checkpoint"] == str(default_checkpoint())
 
 
-def test_missing_checkpoint_is_an_error():
-    assert "There is no folder '/nowhere'" in fails("info", "/nowhere")
+@pytest.mark.parametrize("name", ["/nowhere", "./nowhere", "nowhere", "runs/nowhere/final"])
+def test_missing_checkpoint_is_an_error_at_once(name, photos, tmp_path):
+    for command in (["info", name], ["index", photos, "--store", tmp_path / "s", "--model", name]):
+        message = fails(*command)
+        assert f"There is no folder '{name}', and an id on the Hub has the form owner/name" in message
+        assert "Give the folder of a checkpoint" in message
+    assert not (tmp_path / "s").exists()
+
+
+def test_id_that_the_hub_does_not_give_is_an_error_that_names_both_places():
+    assert "There is no folder 'you/nowhere', and the Hub gives no checkpoint of that id: " in fails(
+        "info", "you/nowhere"
+    )
 
 
 def test_tour_prints_its_results_as_json(checkpoint, tmp_path, monkeypatch):
