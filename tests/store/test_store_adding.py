@@ -129,17 +129,18 @@ def test_broken_pictures_are_listed_and_the_rest_is_stored(store, save_pictures)
     folder, paths = save_pictures(6)
     paths[1].write_bytes(b"text")
     paths[3].write_bytes(png(paths[3])[:60])
-    report = store.add([*paths, folder / "gone.png", {"image": 3.5}])
-    assert counts(report) == (4, 0, 0, 0, 4)
+    report = store.add([*paths, folder / "gone.png", {"image": 3.5}, b"text"])
+    assert counts(report) == (4, 0, 0, 0, 5)
     reasons = dict(report.failed)
-    assert "no picture in a format" in reasons[str(paths[1])] and "damaged" in reasons[str(paths[3])]
-    assert "No such file" in reasons[str(folder / "gone.png")] and "A picture must be" in reasons["a NoneType"]
+    assert reasons[str(paths[1])].startswith("it is no picture in a format") and "damaged" in reasons[str(paths[3])]
+    assert "No such file" in reasons[str(folder / "gone.png")] and "A picture must be" in reasons["picture 7"]
+    assert reasons["picture 8"].startswith("it is no picture in a format")  # what has no name, by its place
 
 
 def test_strict_stops_at_a_broken_picture_and_keeps_what_came_before(store, save_pictures):
     folder, paths = save_pictures(30)
     paths[25].write_bytes(b"text")
-    with pytest.raises(ValueError, match="0-025.png: An image"):
+    with pytest.raises(ValueError, match="0-025.png: it is no picture"):
         store.add(folder, strict=True, batch_size=4)
     assert len(store) == 27  # the six batches before, and the three good ones of its own
     paths[25].unlink()
