@@ -49,7 +49,7 @@ def answer_from_summaries(
     Raises:
         ValueError: when prompt and answer are longer than the model reads, before any compute.
     """
-    inputs = processor(text=[prompt]).to(model.device)
+    inputs = processor(text=[prompt], verbose=False).to(model.device)
     tokens = int(summary.lengths.sum())
     length = inputs["input_ids"].shape[1] - len(summary) + tokens
     start = Answer(image_tokens=tokens, prompt_tokens=length, image_bytes=tokens * _width(model) * STORED.itemsize)

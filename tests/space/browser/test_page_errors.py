@@ -176,5 +176,5 @@ def test_missing_model_is_told_in_the_page(browser, tmp_path):
         page = browser.new_page()
         page.goto(space.url)
         words = page.wait_for_selector(".f2b-message").inner_text()
-        assert "cannot start. There is no folder" in words and "Give --model" in words
+        assert "cannot start. There is no folder" in words and "Give the folder of a checkpoint" in words
         page.close()
