@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
@@ -38,7 +39,7 @@ from .run_checks import (
 )
 from .samples import SampleCallback
 from .scenes import corpus
-from .sharding import shard_frozen
+from .sharding import shard_frozen, take_over_sharding
 from .source_recipe import SourcesData
 from .sources import SourceBackboneCollator, SourceCollator, UnusableRowsError, open_sources, run_mixture, texts_of
 from .tokenizer import train_tokenizer
@@ -118,19 +119,21 @@ def build_trainer(recipe: Recipe) -> StageTrainer:
         ValueError: for settings that cannot be together, or a run in this folder that was begun with another recipe.
         OSError: for a folder that cannot be written.
     """
+    sharding = take_over_sharding()
     args = training_arguments(recipe.training)
-    check_recipe(recipe, args)
+    check_recipe(recipe, args, sharding is not None)
     output_dir = Path(args.output_dir)
     with args.main_process_first(local=False):
         check_folder(output_dir)
         checkpoint = newest_checkpoint(output_dir) if recipe.resume else None
-        check_same_run(recipe, output_dir, checkpoint, args.world_size)
+        check_same_run(recipe, output_dir, checkpoint, args.world_size, sharding is not None)
         if args.process_index == 0:
             write_whole(output_dir / RECIPE, json.dumps(recipe.to_dict(), indent=2) + "\n")
             write_whole(output_dir / PROCESSES, json.dumps({"world_size": args.world_size}) + "\n")
     set_seed(args.seed)
-    build = _backbone_stage if recipe.kind == "backbone" else _fwd2bot_stage
-    return build(recipe, args)
+    if recipe.kind == "backbone":
+        return _backbone_stage(recipe, args)
+    return _fwd2bot_stage(recipe, args, sharding)
 
 
 def training_arguments(values: dict[str, Any]) -> TrainingArguments:
@@ -179,11 +182,13 @@ def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
     )
 
 
-def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
+def _fwd2bot_stage(
+    recipe: Recipe, args: TrainingArguments, sharding: FullyShardedDataParallelPlugin | None
+) -> StageTrainer:
     sources = open_sources(recipe.data) if isinstance(recipe.data, SourcesData) else None
     model, backbone_processor = build_fwd2bot(recipe, args.device)
-    if recipe.model.shard:
-        shard_frozen(model, args.device)
+    if sharding is not None:
+        shard_frozen(model, args.device, sharding.reshard_after_forward)
     processor = Fwd2BotProcessor(
         backbone_processor, image_prompt=model.config.image_prompt, text_prompt=model.config.text_prompt
     )

@@ -4,6 +4,7 @@ import io
 
 import pytest
 import tiny
+import torch
 import yaml
 from rich.console import Console
 from test_source_mixture import write_with_broken
@@ -48,6 +49,23 @@ def fwd2bot_model(folder):
 
 def losses(trainer):
     return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_loss_of_a_backbone_is_that_of_all_its_logits(tmp_path):
+    """Logits before the first learnt token, which are most of a short row with an image, are not made."""
+    trainer = build_trainer(load_recipe(write_recipe(tmp_path, write_llava(tmp_path), write_captions(tmp_path, 12))))
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    expected = trainer.model(**batch)
+    expected.loss.backward()
+    trained = {name: value for name, value in trainer.model.named_parameters() if value.grad is not None}
+    gradients = {name: value.grad.clone() for name, value in trained.items()}
+    trainer.model.zero_grad()
+    loss, output = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    loss.backward()
+    assert output["logits"].shape[1] < expected.logits.shape[1]
+    torch.testing.assert_close(loss, expected.loss, rtol=1e-6, atol=1e-6)
+    for name, value in trained.items():
+        torch.testing.assert_close(value.grad, gradients[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
