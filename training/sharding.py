@@ -25,8 +25,13 @@ def take_over_sharding() -> FullyShardedDataParallelPlugin | None:
     """What `accelerate launch` asks of FSDP, which accelerate then leaves to `shard_frozen`; None: nothing.
 
     Raises:
-        ValueError: for FSDP1, and for a setting that would have no effect.
+        ValueError: for DeepSpeed, FSDP1, and a setting that would have no effect.
     """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise ValueError(
+            "the accelerate configuration asks for DeepSpeed, which this trainer cannot save, resume or step with. "
+            "accelerate/fsdp2.yaml of this package divides the frozen weights among the processes"
+        )
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
     asked = FullyShardedDataParallelPlugin()  # reads what the launcher has put into the environment

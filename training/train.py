@@ -59,11 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.max_steps=100")
     parser.add_argument("--check", action="store_true", help="look at a sample of everything, and train nothing")
     options = parser.parse_intermixed_args(arguments)  # overrides may stand behind --check
-    logging.set_verbosity_info()
     try:
         recipe = load_recipe(options.recipe, options.overrides)
         if options.check:
+            logging.set_verbosity_warning()  # its tables are what is to be read
+            logging.disable_progress_bar()
             return check(recipe)
+        logging.set_verbosity_info()
         trainer = build_trainer(recipe)
         if trainer.args.process_index == 0:  # for the model card
             command = command_of("train", sys.argv[1:] if arguments is None else arguments)
@@ -139,6 +141,8 @@ def build_trainer(recipe: Recipe) -> StageTrainer:
 def training_arguments(values: dict[str, Any]) -> TrainingArguments:
     """The Trainer's arguments; columns are never dropped, since our batches hold more than forward() names.
 
+    Raises `ValueError` for a precision that the device of the run does not have.
+
     `gradient_checkpointing`, the name before transformers 5.23, goes under the new one where there is one, so that one
     recipe serves all versions.
     """
@@ -147,6 +151,14 @@ def training_arguments(values: dict[str, Any]) -> TrainingArguments:
         for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
             if old in named:
                 named.setdefault(old.replace("gradient", "activation"), named.pop(old))
+    on_cpu = named.get("use_cpu") or not torch.accelerator.is_available()
+    if on_cpu and named.get("fp16"):
+        raise ValueError("training.fp16 has no effect on a CPU; leave it out, or use training.bf16")
+    if on_cpu and named.get("bf16") and not named.get("use_cpu"):
+        raise ValueError(
+            "training.bf16 is for an accelerator, and torch finds none on this machine. To train on the CPU set "
+            "training.use_cpu=true (and training.bf16=false, unless it has AMX)"
+        )
     return TrainingArguments(**named)
 
 

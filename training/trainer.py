@@ -1,5 +1,6 @@
 """The HF Trainer for both stages: strict checkpoints, our optimizer, packed rows, the parts of the loss in the log."""
 
+import json
 import re
 import shutil
 from collections import defaultdict
@@ -21,10 +22,12 @@ from fwd2bot.packing_fwd2bot import packed_attention_mask
 from fwd2bot.quantization_fwd2bot import is_quantized
 
 from .chunked import ChunkedStep, as_batch, count_labels
+from .commands import STEPS
 from .data import IGNORED
 from .gathering import average_gradients, gather_counts, world_size
 from .optimizers import build_optimizer
 from .recipe import TRAINED_STAGES, OptimizerRecipe
+from .run_checks import write_whole
 from .sharding import is_sharded
 from .sources import SourceMixture
 from .validation import Validation
@@ -129,6 +132,9 @@ class StageTrainer(Trainer):
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             model.save_pretrained(folder, **({"adapter_only": True} if holds_adapters_alone(model) else {}))
             self.processing_class.save_pretrained(folder)
+            steps = self.state.global_step
+            best = self.state.best_global_step if self.args.load_best_model_at_end else None
+            write_whole(folder / STEPS, json.dumps({"steps": steps, "weights_of_step": best or steps}) + "\n")
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:

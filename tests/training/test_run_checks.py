@@ -78,6 +78,25 @@ def test_setting_that_cannot_be_with_fsdp2_is_named(tmp_path, monkeypatch, setti
         build_trainer(load_recipe(recipe_file(tmp_path), [setting]))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.bf16=true", "training.use_cpu=false"], "torch finds none.*set training.use_cpu=true"),
+        (["training.fp16=true"], "training.fp16 has no effect on a CPU"),
+    ],
+)
+def test_precision_that_the_machine_does_not_have_is_named(tmp_path, monkeypatch, overrides, message):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        build_trainer(load_recipe(recipe_file(tmp_path), overrides))
+
+
+def test_deepspeed_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(SystemExit, match="^error: the accelerate configuration asks for DeepSpeed.*fsdp2.yaml"):
+        main([str(recipe_file(tmp_path))])
+
+
 def test_plain_backbone_is_not_trained_with_fsdp2(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")

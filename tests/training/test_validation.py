@@ -1,7 +1,12 @@
 """A run is judged by what it answers and finds, keeps its best checkpoint, stops early and shows samples."""
 
 import json
+import os
 import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -110,6 +115,8 @@ def test_best_checkpoint_is_the_one_that_is_loaded_in_the_end(recipe):
     }
     best = max(by_step.values())
     assert trainer.state.best_metric == best
+    steps = json.loads((Path(trainer.args.output_dir) / "final" / "steps.json").read_text())
+    assert steps == {"steps": 6, "weights_of_step": trainer.state.best_global_step}
     assert by_step[trainer.state.best_global_step] == best
     found = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     load_strictly(trainer.model, Path(trainer.state.best_model_checkpoint))
@@ -164,6 +171,63 @@ def test_samples_are_shown_every_so_many_steps(recipe, tmp_path):
     board = EventAccumulator(str(events)).Reload()
     assert "samples/retrieval" in board.Tags()["images"]
     assert "samples/answers/text_summary" in board.Tags()["tensors"]
+
+
+def test_captions_are_shown_too(recipe, tmp_path):
+    """They are no question of the validation, but what the model says of a picture is worth a look."""
+    trainer = build_trainer(
+        load_recipe(
+            recipe,
+            ["data.contrastive_max_tokens=null", "training.eval_strategy=no", "training.load_best_model_at_end=false"],
+        )
+    )
+    trainer.train()
+    text = (tmp_path / "run" / "samples" / "step-000003.txt").read_text()
+    captions = [sample for sample in trainer.validation.samples[:8] if sample["source"] == "captions"]
+    assert captions and text.count("Describe the image.") == len(captions)
+    assert "Which colour?" in text
+
+
+def test_samples_go_to_trackio(recipe, tmp_path):
+    """In a process of its own: Trackio looks at its folder when it is imported."""
+    pytest.importorskip("trackio")
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "OMP_NUM_THREADS": "1"}
+    overrides = ["training.report_to=trackio", "training.project=fwd2bot-test", "training.max_steps=3"]
+    command = [sys.executable, "-m", "fwd2bot.training.train", str(recipe), *overrides]
+    overrides += ["training.eval_strategy=no", "training.load_best_model_at_end=false"]
+    done = subprocess.run([*command, *overrides], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [table] = (tmp_path / "trackio").glob("fwd2bot-test*.db")
+    with closing(sqlite3.connect(table)) as database:
+        logged = [metrics for (metrics,) in database.execute("select metrics from metrics")]
+    assert any("samples/retrieval" in str(one) and "Which colour?" in str(one) for one in logged)
+    [picture] = (tmp_path / "trackio").rglob("*.png")
+    assert Image.open(picture).size == Image.open(tmp_path / "run" / "samples" / "step-000003.png").size
+
+
+def test_samples_go_to_wandb(recipe, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "wandb"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    (tmp_path / "wandb").mkdir()
+    try:
+        build_trainer(load_recipe(recipe, ["training.report_to=wandb"])).train()
+    finally:
+        wandb.finish()
+    media = list((tmp_path / "wandb").rglob("media/*/samples/*"))
+    assert {path.suffix for path in media} == {".png", ".html"}
+    assert len([path for path in media if path.suffix == ".png"]) == 2  # after steps 3 and 6
+    [first, *_] = [path for path in media if path.suffix == ".html"]
+    assert "Which colour?" in first.read_text(encoding="utf-8")
+
+
+def test_similarities_are_not_rounded_in_a_run_in_bfloat16():
+    one, other = torch.tensor([1.0, 0.0]), torch.tensor([0.999, 0.04])
+    seen = Seen([], [], [one, other], [1, 2], ["a"], [torch.tensor([0.9995, 0.03])], [2])
+    expected = seen.scores()[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(seen.scores()[0], expected)
 
 
 def test_own_picture_has_a_green_frame():
