@@ -1,12 +1,7 @@
 """A run is judged by what it answers and finds, keeps its best checkpoint, stops early and shows samples."""
 
 import json
-import os
 import shutil
-import sqlite3
-import subprocess
-import sys
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -186,40 +181,6 @@ def test_captions_are_shown_too(recipe, tmp_path):
     captions = [sample for sample in trainer.validation.samples[:8] if sample["source"] == "captions"]
     assert captions and text.count("Describe the image.") == len(captions)
     assert "Which colour?" in text
-
-
-def test_samples_go_to_trackio(recipe, tmp_path):
-    """In a process of its own: Trackio looks at its folder when it is imported."""
-    pytest.importorskip("trackio")
-    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "OMP_NUM_THREADS": "1"}
-    overrides = ["training.report_to=trackio", "training.project=fwd2bot-test", "training.max_steps=3"]
-    command = [sys.executable, "-m", "fwd2bot.training.train", str(recipe), *overrides]
-    overrides += ["training.eval_strategy=no", "training.load_best_model_at_end=false"]
-    done = subprocess.run([*command, *overrides], env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    [table] = (tmp_path / "trackio").glob("fwd2bot-test*.db")
-    with closing(sqlite3.connect(table)) as database:
-        logged = [metrics for (metrics,) in database.execute("select metrics from metrics")]
-    assert any("samples/retrieval" in str(one) and "Which colour?" in str(one) for one in logged)
-    [picture] = (tmp_path / "trackio").rglob("*.png")
-    assert Image.open(picture).size == Image.open(tmp_path / "run" / "samples" / "step-000003.png").size
-
-
-def test_samples_go_to_wandb(recipe, tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "wandb"))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    (tmp_path / "wandb").mkdir()
-    try:
-        build_trainer(load_recipe(recipe, ["training.report_to=wandb"])).train()
-    finally:
-        wandb.finish()
-    media = list((tmp_path / "wandb").rglob("media/*/samples/*"))
-    assert {path.suffix for path in media} == {".png", ".html"}
-    assert len([path for path in media if path.suffix == ".png"]) == 2  # after steps 3 and 6
-    [first, *_] = [path for path in media if path.suffix == ".html"]
-    assert "Which colour?" in first.read_text(encoding="utf-8")
 
 
 def test_similarities_are_not_rounded_in_a_run_in_bfloat16():
