@@ -330,12 +330,22 @@ def newest_checkpoint(output_dir: str | Path, clean: bool = True) -> Path | None
             continue
         if (folder / INCOMPLETE).exists():
             if clean:
-                shutil.rmtree(folder)
+                _remove(folder)
         elif _can_go_on(folder):
             found.append((int(step), folder))
         else:
             logger.warning(f"{folder} lacks weights or some of {', '.join(STATE_FILES)} and is not resumed from")
     return max(found)[1] if found else None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint that is incomplete; its mark goes last, so that a kill on the way leaves it incomplete."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != INCOMPLETE:
+            path.unlink()
+    shutil.rmtree(folder)
 
 
 def _can_go_on(folder: Path) -> bool:

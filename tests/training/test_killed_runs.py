@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,15 @@ def newest(folder: Path) -> int:
     return 0 if found is None else int(found.name.removeprefix("checkpoint-"))
 
 
+def begun_after(folder: Path, moment: float) -> bool:
+    """Whether a checkpoint is being written that was begun after this moment."""
+    marks = []
+    for mark in folder.glob(f"checkpoint-*/{INCOMPLETE}"):
+        with suppress(FileNotFoundError):
+            marks.append(mark.stat().st_mtime)
+    return any(at > moment for at in marks)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_process_killed_again_and_again_at_random_moments_has_the_losses_of_an_undisturbed_one(tmp_path, seed):
@@ -109,12 +119,10 @@ def test_process_killed_again_and_again_at_random_moments_has_the_losses_of_an_u
     rng, gone_on_from, half_written = random.Random(seed), [], 0
     for in_a_write in (True, False, True, False):
         gone_on_from.append(newest(cut))
-        process = start(recipe)
+        process, started = start(recipe), time.time()
         deadline, wait = time.monotonic() + 120, rng.uniform(0, 0.02 if in_a_write else 0.4)
         while process.poll() is None and time.monotonic() < deadline:
-            written = [path for path in cut.glob("checkpoint-*") if int(path.name[11:]) > gone_on_from[-1]]
-            begun = any((path / INCOMPLETE).exists() for path in written)
-            if begun if in_a_write else written and not begun:
+            if begun_after(cut, started) if in_a_write else newest(cut) > gone_on_from[-1]:
                 break
             time.sleep(0.001)
         time.sleep(wait)
