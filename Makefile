@@ -49,8 +49,8 @@ test-space: $(VENV)/.installed-space ## Run the tests of the Space in a browser;
 test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that are allowed (constraints-oldest.txt)
 	$(OLDEST)/bin/python $(PYTEST) $(ARGS)
 
-test-families: $(FAMILIES)/.installed ## Run the tests of all families of backbones and of quantisation, with what these need
-	$(FAMILIES)/bin/python $(PYTEST) -p tests.torchvision_on_cpu tests/families tests/modeling/quantised $(ARGS)
+test-families: $(FAMILIES)/.installed ## Run the tests of all families of backbones, of quantisation and of reports, with what these need
+	$(FAMILIES)/bin/python $(PYTEST) -p tests.torchvision_on_cpu tests/families tests/modeling/quantised tests/training/test_reports.py $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style and formatting; changes nothing
 	$(PY) -m ruff check .
@@ -103,5 +103,5 @@ $(OLDEST)/.installed: $(OLDEST)/.created pyproject.toml constraints-oldest.txt
 	@touch $@
 
 $(FAMILIES)/.installed: $(FAMILIES)/.created pyproject.toml constraints.txt
-	$(FAMILIES)/bin/python $(PIP_INSTALL) -c constraints.txt -e ".[dev,quantization]" torchvision num2words
+	$(FAMILIES)/bin/python $(PIP_INSTALL) -c constraints.txt -e ".[dev,quantization]" torchvision num2words trackio wandb
 	@touch $@

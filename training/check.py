@@ -3,6 +3,7 @@
 import dataclasses
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ from .trainer import newest_checkpoint
 
 SAMPLED = 64  # rows of each source that are read
 EXAMPLE_TOKENS = 400  # of a decoded example
+FILE_WIDTH = 140  # columns, where the output goes into a file or a pipe
 
 
 @dataclasses.dataclass
@@ -69,7 +71,7 @@ def check(recipe: Recipe, console: Console | None = None) -> None:
     """
     from .train import build_trainer, training_arguments
 
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     if not isinstance(recipe.data, SourcesData):
         raise ValueError("--check reads data sets, but the recipe has no data.sources; the drawn world needs none")
     args = training_arguments(recipe.training)
@@ -158,10 +160,10 @@ def inspect_source(source: Source, prepare: SamplePreparer, seed: int, count: in
 
 
 def sources_table(reports: Sequence[SourceReport], data: SourcesData) -> Table:
-    table = Table(title="sources, by a sample of their rows", box=SIMPLE, pad_edge=False)
-    table.add_column("source")
+    table = Table(title="sources, by a sample of their rows", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("source", overflow="fold")
     for name in ("share", "rows", "read", "broken", "left out", "images", "tokens", "learnt", "captions"):
-        table.add_column(name, justify="right", no_wrap=name != "left out")
+        table.add_column(name, justify="right", overflow="fold")  # a narrow terminal breaks figures, and cuts none
     weights = {source.name: source.weight for source in data.sources}
     for report in reports:
         table.add_row(
@@ -240,8 +242,14 @@ def batch_table(batch: dict[str, Any], image_token_id: int | None = None) -> Tab
 
 
 def parts_of(batch: dict[str, Any]) -> list[tuple[str, dict[str, torch.Tensor]]]:
-    """The tensors of a batch under the names of its parts; chunks after the first two are left out."""
+    """The tensors of a batch under the names of its parts; of many chunks the first and the last.
+
+    They are in the order of their conversations' lengths, so the first may have none, and the last has the longest.
+    """
     if "chunks" not in batch:
         return [("", {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)})]
-    parts = [(f"chunks[{index}].", chunk) for index, chunk in enumerate(batch["chunks"][:2])]
-    return parts + [(f"text_chunks[{index}].", chunk) for index, chunk in enumerate(batch["text_chunks"][:2])]
+    parts = []
+    for name in ("chunks", "text_chunks"):
+        ends = sorted({0, len(batch[name]) - 1}) if batch[name] else []
+        parts += [(f"{name}[{index}].", batch[name][index]) for index in ends]
+    return parts

@@ -156,7 +156,7 @@ class ChunkedStep:
         self.model, self.gather, self.sharded = model, gather, is_sharded(model)
         if self.sharded and not gather:
             raise ValueError(
-                "contrastive.gather is false, but with model.shard all processes run the same passes, so that they "
+                "contrastive.gather is false, but with FSDP2 all processes run the same passes, so that they "
                 "share one contrastive batch. Leave contrastive.gather out"
             )
 

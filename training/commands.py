@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 COMMAND = "command.txt"  # in the folder of a run: what began it
+STEPS = "steps.json"  # in `final`: the steps of the run, and after which of them the weights are
 
 
 def command_of(module: str, arguments: Sequence[str]) -> str:

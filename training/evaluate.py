@@ -57,34 +57,30 @@ SEVERAL = (2, 3, 4, 5)  # pictures of a prompt that shows several
 def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     torch.manual_seed(0)
-    if args.data is not None:
-        results = _evaluate_data(args)
-        print(format_source_results(results))
-    else:
-        results = _evaluate_scenes(args)
-        print(format_results(results))
+    try:
+        results = _evaluate_scenes(args) if args.data is None else _evaluate_data(args)
+    except (ValueError, OSError, UnusableRowsError) as error:
+        sys.exit(f"error: {error}")
+    print(format_results(results) if args.data is None else format_source_results(results))
     results["command"] = command_of("evaluate", sys.argv[1:] if arguments is None else arguments)
     if args.output is not None:
         args.output.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def _evaluate_data(args: argparse.Namespace) -> dict[str, Any]:
-    try:
-        data = load_sources(args.data)
-        return evaluate_sources(
-            args.checkpoint,
-            data,
-            open_sources(data),
-            lengths=args.lengths,
-            limit=args.rows,
-            batch_size=args.batch_size or 16,
-            max_new_tokens=args.max_new_tokens,
-            uncompressed=not args.no_uncompressed,
-            dtype=getattr(torch, args.dtype),
-            device=args.device,
-        )
-    except (ValueError, OSError, UnusableRowsError) as error:
-        sys.exit(f"error: {error}")
+    data = load_sources(args.data)
+    return evaluate_sources(
+        args.checkpoint,
+        data,
+        open_sources(data),
+        lengths=args.lengths,
+        limit=args.rows,
+        batch_size=args.batch_size or 16,
+        max_new_tokens=args.max_new_tokens,
+        uncompressed=not args.no_uncompressed,
+        dtype=getattr(torch, args.dtype),
+        device=args.device,
+    )
 
 
 def _evaluate_scenes(args: argparse.Namespace) -> dict[str, Any]:
@@ -238,6 +234,10 @@ def _check(
         check_lengths(config, lengths)
 
 
+def _first(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 def _check_writable(output: Path) -> None:
     """Raise `OSError` unless the file can be written; leaves none behind."""
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -347,7 +347,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         check_name(args.checkpoint)
     except FileNotFoundError as error:
         parser.error(str(error))
-    config = AutoConfig.from_pretrained(args.checkpoint)
+    try:
+        config = AutoConfig.from_pretrained(args.checkpoint)
+    except (ValueError, OSError) as error:  # transformers says it in several lines, about the Hub first
+        what = "has no model that transformers knows" if Path(args.checkpoint).is_dir() else "is not there"
+        parser.error(f"{args.checkpoint} {what}; give the folder of a trained model, or its Hub id ({_first(error)})")
     batch_size = 250 if args.batch_size is None else args.batch_size
     try:
         _check(config, args.pictures, args.questions, args.retrieval, args.several, args.lengths, batch_size)

@@ -20,7 +20,7 @@ from transformers import AutoConfig
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 from fwd2bot.folder_fwd2bot import check_name, draft_folder
 
-from .commands import COMMAND
+from .commands import COMMAND, STEPS
 from .model_card import CardOptions, is_hub_id, languages_of, model_card
 from .push import Destination, check_destination, listing, push
 
@@ -85,8 +85,9 @@ def export(
 
     Raises:
         FileNotFoundError: `checkpoint` is not there, or `evaluation` or `recipe` was given and is not.
-        ValueError: `folder` is `checkpoint`; a weight is not finite or does not fit `dtype`; the evaluation is of
-            another model or lacks a figure of the card; adapters alone of a backbone that is not on the Hub.
+        ValueError: `folder` is `checkpoint`, or has a README.md that no export wrote; a weight is not finite or does
+            not fit `dtype`; the evaluation is of another model or lacks a figure of the card; adapters alone of a
+            backbone that is not on the Hub.
     """
     if folder.resolve() == checkpoint.resolve():
         raise ValueError(
@@ -94,8 +95,13 @@ def export(
             "folder"
         )
     check_name(checkpoint)
+    _check_card(folder / CARD)
     evaluation = _found(evaluation, [checkpoint / EVALUATION], "evaluation", "`fwd2bot.training.evaluate --output`")
     recipe = _found(recipe, [checkpoint / RECIPE, checkpoint.parent / RECIPE], "recipe", "the folder of a run")
+    if not checkpoint.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {checkpoint}; give that of a trained one, such as runs/mine/final"
+        )
     config = AutoConfig.from_pretrained(checkpoint)
     _check_is_fwd2bot(config, checkpoint)
     base = base_model or (config.backbone_name_or_path if is_hub_id(config.backbone_name_or_path) else None)
@@ -121,7 +127,7 @@ def export(
     if base_model is not None:
         model.config.backbone_revision = base_model_revision
     model.config.adapter_only = adapter_only
-    card = model_card(model, options, results, _read_run(recipe))
+    card = model_card(model, options, results, _read_run(recipe, checkpoint))
     state = _convert(model.state_dict(), dtype)
     if not adapter_only:
         model.config.backbone_revision = None
@@ -184,6 +190,15 @@ def _check_is_fwd2bot(config: Any, checkpoint: Path) -> None:
         raise ValueError(f"{checkpoint} is a {config.model_type}, not a Fwd2Bot; give the folder of a trained one")
 
 
+def _check_card(card: Path) -> None:
+    """Raise `ValueError` for a card that is not of an earlier export, and would be lost."""
+    if card.is_file() and "fwd2bot" not in (ModelCard.load(card, ignore_metadata_errors=True).data.tags or []):
+        raise ValueError(
+            f"{card} was not written by an export (its metadata have no tag fwd2bot), and would be replaced. Move it "
+            "away, or choose another folder"
+        )
+
+
 def _found(given: Path | None, places: Sequence[Path], what: str, source: str) -> Path | None:
     """A file that was given, or the first of its usual places that is there."""
     if given is None:
@@ -193,11 +208,16 @@ def _found(given: Path | None, places: Sequence[Path], what: str, source: str) -
     return given
 
 
-def _read_run(recipe: Path | None) -> dict[str, Any] | None:
-    """The recipe of the run, with the command that began it, where that was noted down."""
+def _read_run(recipe: Path | None, checkpoint: Path) -> dict[str, Any] | None:
+    """The recipe of the run, with the command that began it and its steps, where these were noted down."""
     if recipe is None:
         return None
     run = json.loads(recipe.read_text(encoding="utf-8"))
+    if (checkpoint / STEPS).is_file():
+        run |= json.loads((checkpoint / STEPS).read_text(encoding="utf-8"))
+    elif (checkpoint / "trainer_state.json").is_file():
+        step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        run |= {"steps": step, "weights_of_step": step}
     command = recipe.parent / COMMAND
     return run | ({"command": command.read_text(encoding="utf-8").strip()} if command.is_file() else {})
 

@@ -119,7 +119,9 @@ def source_figures(
     max_new_tokens: int = 64,
     uncompressed: bool = True,
 ) -> dict[str, Any]:
-    """Figures of a Fwd2Bot on one source: "rows", "pictures", and for "uncompressed" and each "k=..." a dict.
+    """Figures of a Fwd2Bot on one source: "rows", "pictures", for "uncompressed" and each "k=..." a dict.
+
+    Where there are captions, "captions" counts the true ones.
 
     Of questions: `exact_match`, the share of answers that equal the expected one but for case, surrounding white space
     and final punctuation. Of captions: `captions`, the scores of a greedy caption against all true ones of the picture
@@ -142,7 +144,7 @@ def source_figures(
     gathered = {setting: _Gathered() for setting in settings}
     expected: list[str] = []
     references: dict[int, list[str]] = {}
-    image_tokens, groups = [], set()
+    image_tokens, groups, rows = [], set(), 0
     for part in _batches(tqdm(reader(limit), desc=reader.source.recipe.name, leave=False), batch_size):
         prompts = [
             processor.backbone_processor.apply_chat_template(one.messages, add_generation_prompt=True) for one in part
@@ -150,6 +152,7 @@ def source_figures(
         inputs = processor.process_images([image for one in part for image in one.images]).to(model.device)
         image_tokens += _image_tokens(inputs, model)
         summary = model.compress(**inputs, num_summary_tokens=max(lengths))
+        rows += len(part)
         firsts = _firsts([len(one.images) for one in part])
         for one in part:
             groups.add(one.image_group)
@@ -180,7 +183,9 @@ def source_figures(
             f"sources[{reader.source.recipe.name!r}] has no row with a picture and a question or a caption to judge by"
         )
     width = model.config.get_text_config().hidden_size
-    figures: dict[str, Any] = {"rows": len(expected) + sum(map(len, references.values())), "pictures": len(groups)}
+    figures: dict[str, Any] = {"rows": rows, "pictures": len(groups)}
+    if references:
+        figures["captions"] = sum(map(len, references.values()))
     texts = sorted({caption for own in references.values() for caption in own}, key=len)
     text_embeds = _text_embeds(model, processor, texts, lengths, batch_size)
     for setting, seen in gathered.items():

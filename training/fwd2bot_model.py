@@ -48,8 +48,12 @@ def build_fwd2bot(recipe: Recipe, device: torch.device) -> tuple[Fwd2BotForCondi
     else:
         revision = chosen.backbone_revision
         processor = AutoProcessor.from_pretrained(chosen.backbone, revision=revision or "main")
+        try:
+            backbone = load_backbone(chosen.backbone, revision=revision or "main", **loading)
+        except TypeError as error:
+            raise ValueError(f"model.backbone: {error}") from error
         model = Fwd2BotForConditionalGeneration.from_backbone(
-            load_backbone(chosen.backbone, revision=revision or "main", **loading),
+            backbone,
             processor=processor,
             revision=revision,
             lora_rank=chosen.lora_rank,

@@ -13,8 +13,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .commands import without_folders
 from .drawn_figures import drawn_eval_results, drawn_figures
-from .source_evaluation import figure_rows, flatten, settings_of, shown
-from .sources.tables import BUILDERS
+from .source_evaluation import counted, figure_rows, flatten, settings_of, shown
+from .sources.tables import BUILDERS, has_splits
 from .tables import table
 
 CARDS = Path(__file__).parent / "cards"
@@ -65,12 +65,13 @@ def model_card(
     drawn = "sources" not in results if results is not None else _is_drawn(run)
     context: dict[str, Any] = {
         "name": options.name,
-        "k": min(8, config.num_summary_tokens),
+        "k": max([k for k in config.summary_lengths if k <= 8], default=min(config.summary_lengths)),
         "k_max": config.num_summary_tokens,
         "width": config.get_text_config().hidden_size,
         "parameters": f"{model.num_parameters() / 1e6:.1f}",
         "rank": config.adapters["compress"]["r"],
-        "lengths": ", ".join(map(str, config.summary_lengths)),
+        "lengths": _listed(config.summary_lengths, "and"),
+        "one_of_lengths": _listed(config.summary_lengths, "or"),
     }
     metadata: dict[str, Any] = {"license": options.license, "language": options.languages or None}
     if drawn:
@@ -135,9 +136,10 @@ def _figures(results: dict[str, Any]) -> dict[str, Any]:
             [figure.replace("_", " "), *(shown(figure, value) for value in values)]
             for figure, values in figure_rows(figures)
         ]
-        about = {key: figures[key] for key in ("format", "split")}
-        counts = {key: f"{figures[key]:,}" for key in ("rows", "pictures")}
-        sources.append({"name": name, "table": table(["", *settings_of(figures)], rows), **about, **counts})
+        split = figures["split"] and f"split `{figures['split']}`"
+        where = [figures["format"], *filter(None, [split, figures.get("path") and f"`{figures['path']}`"])]
+        columns = table(["", *settings_of(figures)], rows)
+        sources.append({"name": name, "table": columns, "where": ", ".join(where), "counted": counted(figures)})
     kept = {key: results[key] for key in ("max_new_tokens", "dtype")}
     command = results.get("command", "python -m fwd2bot.training.evaluate")
     return kept | results["versions"] | {"command": command, "sources": sources}
@@ -172,7 +174,7 @@ def _training(run: dict[str, Any]) -> dict[str, Any]:
         [
             source["name"],
             source["format"],
-            source["split"],
+            source["split"] if has_splits(source["path"]) else "",
             f"`{without_folders(source['path'])}`",
             source["use"],
             f"{source['weight']:g}",
@@ -182,16 +184,28 @@ def _training(run: dict[str, Any]) -> dict[str, Any]:
     ]
     training, optimizer = run["training"], run["optimizer"]
     steps = f"{training['max_steps']:,} steps" if training.get("max_steps") else "epochs of the data"
+    best = ""
+    if "steps" in run:
+        steps = f"{run['steps']:,} steps"
+        if run["weights_of_step"] != run["steps"]:
+            best = f" The weights are those after step {run['weights_of_step']:,}, the best by the validation."
     batch = training.get("per_device_train_batch_size", 8) * training.get("gradient_accumulation_steps", 1)
-    recipe = {name: value for name, value in run.items() if name != "command"}
+    recipe = {name: value for name, value in run.items() if name not in ("command", "steps", "weights_of_step")}
+    if recipe.get("model", {}).get("adapters"):  # which hold instead
+        recipe["model"] = {name: value for name, value in recipe["model"].items() if name != "lora_rank"}
     return {
         "command": run.get("command"),
         "steps": f"{steps} of {batch} samples for each process, {optimizer['name']}, learning rate "
-        f"{optimizer['learning_rate']:g}.",
+        f"{optimizer['learning_rate']:g}.{best}",
         "data": table(header, rows),
         "contrastive_max_tokens": run["data"]["contrastive_max_tokens"],
         "recipe": yaml.safe_dump(without_folders(recipe), sort_keys=False, allow_unicode=True).rstrip(),
     }
+
+
+def _listed(numbers: Sequence[int], word: str) -> str:
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} {word} {last}" if first else last
 
 
 def _hub_data_sets(run: dict[str, Any] | None) -> list[str]:

@@ -60,7 +60,6 @@ class Fwd2BotModel:
     # Instead: arguments of peft.LoraConfig (r, lora_alpha, ...), for both stages or as {compress: ..., generate: ...}.
     adapters: dict[str, Any] = field(default_factory=dict)
     train_connector: bool = False  # the backbone's own projector trains as well
-    shard: bool = False  # the frozen weights over the processes of the run (FSDP2), what trains whole on each
     num_summary_tokens: int = 16
     summary_lengths: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
     attn_implementation: str = "sdpa"
@@ -85,9 +84,6 @@ class Fwd2BotModel:
                 f"model.train_connector cannot be with model.quantization={self.quantization}: checkpoints of a "
                 "quantised backbone hold adapters alone, and would lose the connector. Leave one of them out"
             )
-        if self.shard and (self.quantization or self.train_connector):
-            other = "quantization" if self.quantization else "train_connector"
-            raise ValueError(f"model.shard cannot be with model.{other}; leave one of them out")
         if self.train_connector and self.trained_stage != "both":
             raise ValueError("model.train_connector changes every summary; train both stages with it")
         if self.trained_stage == "generate" and not self.init_from:

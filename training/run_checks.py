@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from fwd2bot.adapter_checkpoint_fwd2bot import OWN_WEIGHTS
+
 from .recipe import Recipe
 
 # What a run that goes on may have changed: how long it is, what it shows, saves and evaluates, and how it is computed.
@@ -53,10 +55,22 @@ RECIPE, PROCESSES = "recipe.json", "processes.json"  # in the folder of a run
 FREE = ("training.", "model.config.", "model.adapters.", "optimizer.learning_rates.", "data.questions.")
 
 
-def check_recipe(recipe: Recipe, args: TrainingArguments) -> None:
-    """Raise `ValueError` for settings that cannot be together, before anything is loaded."""
+def check_recipe(recipe: Recipe, args: TrainingArguments, sharded: bool = False) -> None:
+    """Raise `ValueError` for settings that cannot be together, before anything is loaded.
+
+    Args:
+        sharded: whether the run was started with FSDP2, see `sharding`.
+    """
     if recipe.kind != "fwd2bot":
+        if sharded:
+            raise ValueError(
+                "FSDP2 divides the frozen weights of a Fwd2Bot's backbone, and kind: backbone trains all it has. "
+                "Start it with ddp.yaml"
+            )
         return
+    for name in ("quantization", "train_connector") if sharded else ():
+        if getattr(recipe.model, name):
+            raise ValueError(f"model.{name} cannot be with FSDP2; start the run with ddp.yaml, or leave it out")
     chunk, batch = recipe.contrastive.chunk_size, args.per_device_train_batch_size
     if chunk is not None and chunk > batch:
         raise ValueError(
@@ -129,14 +143,24 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(draft, path)
 
 
-def check_same_run(recipe: Recipe, folder: Path, checkpoint: Path | None, world_size: int | None) -> None:
+def check_same_run(
+    recipe: Recipe, folder: Path, checkpoint: Path | None, world_size: int | None, sharded: bool = False
+) -> None:
     """Raise `ValueError`, naming what differs, if the run of a checkpoint was begun otherwise.
 
     Args:
         world_size: processes of this start. With another number the samples that come next are others: some rows would
             be skipped and some learnt twice. None: not looked at.
+        sharded: whether this start has FSDP2, for which a checkpoint holds the adapters alone.
     """
-    if checkpoint is None or recipe.resume == "anyway":
+    if checkpoint is None:
+        return
+    if sharded and not (checkpoint / OWN_WEIGHTS).is_file():
+        raise ValueError(
+            f"{checkpoint} has the whole backbone, and a run with FSDP2 saves and loads the adapters alone. Go on "
+            "with it as it was begun (ddp.yaml), or choose another training.output_dir"
+        )
+    if recipe.resume == "anyway":
         return
     processes = folder / PROCESSES
     before = json.loads(processes.read_text())["world_size"] if processes.is_file() else None

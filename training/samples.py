@@ -1,5 +1,6 @@
-"""What a model says and finds while it trains: answers and a retrieval sheet, as files and in TensorBoard."""
+"""What a model says and finds while it trains: answers and a retrieval sheet, as files and where the run reports."""
 
+from html import escape
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 from transformers import Trainer, TrainerCallback
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from .validation import Seen, Validation
 
@@ -16,9 +17,10 @@ RIGHT, WRONG = (30, 160, 60), (200, 200, 200)
 
 
 class SampleCallback(TrainerCallback):
-    """Every so many steps, the answers to some validation samples and what their captions find.
+    """Every so many steps, the answers to some validation samples, captions among them, and what their captions find.
 
-    Files: `samples/step-000100.txt` and `.png` in the folder of the run; the same goes to TensorBoard if it reports.
+    Files: `samples/step-000100.txt` and `.png` in the folder of the run; the same goes to TensorBoard, Trackio and
+    W&B, whichever of them the run reports to.
 
     Args:
         every: steps. count: samples that are shown.
@@ -32,7 +34,7 @@ class SampleCallback(TrainerCallback):
             return
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         with self.trainer.accelerator.autocast():
-            seen = self.validation.look(model, self.validation.samples[: self.count])  # by all processes alike
+            seen = self.validation.look(model, self.validation.samples[: self.count], describe=True)  # by all alike
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / "samples"
@@ -44,11 +46,27 @@ class SampleCallback(TrainerCallback):
         if sheet is not None:
             sheet.save(place.with_suffix(".png"))
         for callback in self.trainer.callback_handler.callbacks:
-            writer = getattr(callback, "tb_writer", None) if isinstance(callback, TensorBoardCallback) else None
-            if writer is not None and text:
-                writer.add_text("samples/answers", text.replace("\n", "  \n"), state.global_step)
-            if writer is not None and sheet is not None:
-                writer.add_image("samples/retrieval", np.asarray(sheet), state.global_step, dataformats="HWC")
+            report(callback, state.global_step, text, sheet)
+
+
+def report(callback: TrainerCallback, step: int, text: str, sheet: Image.Image | None) -> None:
+    """Hand answers and sheet to the log of a reporting callback; any other is passed over."""
+    markdown = text.replace("\n", "  \n")  # two blanks: a new line
+    if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+        if text:
+            callback.tb_writer.add_text("samples/answers", markdown, step)
+        if sheet is not None:
+            callback.tb_writer.add_image("samples/retrieval", np.asarray(sheet), step, dataformats="HWC")
+    elif isinstance(callback, TrackioCallback):
+        trackio = callback._trackio
+        figures = {"samples/answers": trackio.Markdown(markdown)} if text else {}
+        figures |= {"samples/retrieval": trackio.Image(sheet)} if sheet is not None else {}
+        trackio.log({**figures, "train/global_step": step})
+    elif isinstance(callback, WandbCallback):
+        wandb = callback._wandb
+        figures = {"samples/answers": wandb.Html(f"<pre>{escape(text)}</pre>")} if text else {}
+        figures |= {"samples/retrieval": wandb.Image(sheet)} if sheet is not None else {}
+        wandb.log({**figures, "train/global_step": step})
 
 
 def answer_text(seen: Seen) -> str:

@@ -2,11 +2,18 @@
 
 Adapters, queries and projector are small: every process keeps them, their gradients and their optimiser state, as with
 DDP. So any optimiser will do, and checkpoints hold the adapters alone, as those of a quantised backbone.
+
+`accelerate launch` asks for it, with a configuration of FSDP2. accelerate's own wrapper is not used: it divides every
+parameter, scalars among them, which FSDP2 does not take, and works for `forward` alone, where a step here also calls
+`contrastive_loss` and `generate`. On a CPU accelerate passes over such a configuration without a word.
 """
 
+import os
+
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from fwd2bot import Fwd2BotForConditionalGeneration
@@ -14,27 +21,64 @@ from fwd2bot import Fwd2BotForConditionalGeneration
 from .gathering import world_size
 
 
-def shard_frozen(model: Fwd2BotForConditionalGeneration, device: torch.device) -> None:
+def take_over_sharding() -> FullyShardedDataParallelPlugin | None:
+    """What `accelerate launch` asks of FSDP, which accelerate then leaves to `shard_frozen`; None: nothing.
+
+    Raises:
+        ValueError: for DeepSpeed, FSDP1, and a setting that would have no effect.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise ValueError(
+            "the accelerate configuration asks for DeepSpeed, which this trainer cannot save, resume or step with. "
+            "accelerate/fsdp2.yaml of this package divides the frozen weights among the processes"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return None
+    asked = FullyShardedDataParallelPlugin()  # reads what the launcher has put into the environment
+    if asked.fsdp_version != 2:
+        raise ValueError(
+            f"the accelerate configuration has fsdp_version {asked.fsdp_version}; choose 2, as accelerate/fsdp2.yaml "
+            "of this package does"
+        )
+    offload = isinstance(asked.cpu_offload, CPUOffloadPolicy)
+    for name, is_set, remedy in (
+        ("fsdp_offload_params", offload, "for less memory start with ddp.yaml and model.quantization=4bit"),
+        ("fsdp_activation_checkpointing", asked.activation_checkpointing, "set it in the recipe, under training"),
+    ):
+        if is_set:
+            raise ValueError(f"the accelerate configuration has {name}, which is not supported: {remedy}")
+    del os.environ["ACCELERATE_USE_FSDP"]
+    return asked
+
+
+def shard_frozen(
+    model: Fwd2BotForConditionalGeneration, device: torch.device, reshard_after_forward: bool = True
+) -> None:
     """Leave each process its part of the frozen weights of every decoder layer, on this kind of device.
 
     A layer's weights are gathered when it runs, forward or backward. So all processes must run the model equally
     often: see `ChunkedStep`.
+
+    Args:
+        reshard_after_forward: whether a layer's weights are given up between its forward and its backward pass.
 
     Raises:
         ValueError: in a run of one process, or for a language model without a list of layers.
     """
     if world_size() == 1:
         raise ValueError(
-            "model.shard divides the backbone among processes, and this run has one. Start several with accelerate "
-            "launch, or leave it out"
+            "FSDP2 divides the backbone among processes, and this run has one. Start several: accelerate launch "
+            "--config_file fsdp2.yaml --num_processes N"
         )
     layers = getattr(model.get_decoder(), "layers", None)
     if layers is None:
-        raise ValueError(f"{type(model.get_decoder()).__name__} has no list of layers to shard; leave model.shard out")
+        name = type(model.get_decoder()).__name__
+        raise ValueError(f"{name} has no list of layers to shard; start the run with ddp.yaml")
     model.mark_trainable()
     mesh = init_device_mesh(device.type, (world_size(),))
     for layer in layers:
-        fully_shard(layer, mesh=mesh, ignored_params={value for value in layer.parameters() if value.requires_grad})
+        trained = {value for value in layer.parameters() if value.requires_grad}
+        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward, ignored_params=trained)
     # DDP, with which accelerate wraps the model, leaves these alone
     model._ddp_params_and_buffers_to_ignore = [
         name for name, value in model.named_parameters() if isinstance(value, DTensor)

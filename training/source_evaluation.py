@@ -10,9 +10,11 @@ from transformers import AutoConfig
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 
+from .commands import without_folders
 from .figures import UNCOMPRESSED, SourceReader, source_figures
 from .source_recipe import SourcesData
 from .sources import Source
+from .sources.tables import has_splits
 
 
 def evaluate_sources(
@@ -61,7 +63,9 @@ def evaluate_sources(
             max_new_tokens=max_new_tokens,
             uncompressed=uncompressed,
         )
-        about = {"format": source.recipe.format, "split": source.recipe.split, "broken": reader.num_broken}
+        about = {"format": source.recipe.format, "path": without_folders(source.recipe.path)}
+        about["split"] = source.recipe.split if has_splits(source.recipe.path) else None
+        about["broken"] = reader.num_broken
         results["sources"][source.recipe.name] = about | figures
     return results
 
@@ -85,6 +89,11 @@ def figure_rows(figures: dict[str, Any]) -> list[tuple[str, list[float | int | N
     return [(name, [values.get(name) for values in flat.values()]) for name in names]
 
 
+def counted(figures: dict[str, Any]) -> str:
+    """How much one source's figures are of, in words."""
+    return ", ".join(f"{figures[what]:,} {what}" for what in ("rows", "pictures", "captions") if what in figures)
+
+
 def shown(name: str, value: float | int | None) -> str:
     """A figure as it stands in a table: times 100, as is usual for CIDEr (0..10) as well; bytes as they are."""
     if value is None:
@@ -98,7 +107,7 @@ def format_source_results(results: dict[str, Any]) -> str:
     """The results as plain tables, one for each source."""
     lines = []
     for name, figures in results["sources"].items():
-        lines.append(f"{results['checkpoint']} on {name}: {figures['rows']} rows, {figures['pictures']} pictures")
+        lines.append(f"{results['checkpoint']} on {name}: {counted(figures)}")
         lines.append(" " * 28 + "".join(f"{setting:>14}" for setting in settings_of(figures)))
         lines += [
             f"{figure:<28}" + "".join(f"{shown(figure, value):>14}" for value in values)

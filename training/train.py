@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
@@ -39,7 +40,7 @@ from .run_checks import (
 )
 from .samples import SampleCallback
 from .scenes import corpus
-from .sharding import shard_frozen
+from .sharding import shard_frozen, take_over_sharding
 from .source_recipe import SourcesData
 from .sources import SourceBackboneCollator, SourceCollator, UnusableRowsError, open_sources, run_mixture, texts_of
 from .tokenizer import train_tokenizer
@@ -59,11 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.max_steps=100")
     parser.add_argument("--check", action="store_true", help="look at a sample of everything, and train nothing")
     options = parser.parse_intermixed_args(arguments)  # overrides may stand behind --check
-    logging.set_verbosity_info()
     try:
         recipe = load_recipe(options.recipe, options.overrides)
         if options.check:
+            logging.set_verbosity_warning()  # its tables are what is to be read
+            logging.disable_progress_bar()
             return check(recipe)
+        logging.set_verbosity_info()
         trainer = build_trainer(recipe)
         if trainer.args.process_index == 0:  # for the model card
             command = command_of("train", sys.argv[1:] if arguments is None else arguments)
@@ -119,23 +122,27 @@ def build_trainer(recipe: Recipe) -> StageTrainer:
         ValueError: for settings that cannot be together, or a run in this folder that was begun with another recipe.
         OSError: for a folder that cannot be written.
     """
+    sharding = take_over_sharding()
     args = training_arguments(recipe.training)
-    check_recipe(recipe, args)
+    check_recipe(recipe, args, sharding is not None)
     output_dir = Path(args.output_dir)
     with args.main_process_first(local=False):
         check_folder(output_dir)
         checkpoint = newest_checkpoint(output_dir) if recipe.resume else None
-        check_same_run(recipe, output_dir, checkpoint, args.world_size)
+        check_same_run(recipe, output_dir, checkpoint, args.world_size, sharding is not None)
         if args.process_index == 0:
             write_whole(output_dir / RECIPE, json.dumps(recipe.to_dict(), indent=2) + "\n")
             write_whole(output_dir / PROCESSES, json.dumps({"world_size": args.world_size}) + "\n")
     set_seed(args.seed)
-    build = _backbone_stage if recipe.kind == "backbone" else _fwd2bot_stage
-    return build(recipe, args)
+    if recipe.kind == "backbone":
+        return _backbone_stage(recipe, args)
+    return _fwd2bot_stage(recipe, args, sharding)
 
 
 def training_arguments(values: dict[str, Any]) -> TrainingArguments:
     """The Trainer's arguments; columns are never dropped, since our batches hold more than forward() names.
+
+    Raises `ValueError` for a precision that the device of the run does not have.
 
     `gradient_checkpointing`, the name before transformers 5.23, goes under the new one where there is one, so that one
     recipe serves all versions.
@@ -145,6 +152,14 @@ def training_arguments(values: dict[str, Any]) -> TrainingArguments:
         for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
             if old in named:
                 named.setdefault(old.replace("gradient", "activation"), named.pop(old))
+    on_cpu = named.get("use_cpu") or not torch.accelerator.is_available()
+    if on_cpu and named.get("fp16"):
+        raise ValueError("training.fp16 has no effect on a CPU; leave it out, or use training.bf16")
+    if on_cpu and named.get("bf16") and not named.get("use_cpu"):
+        raise ValueError(
+            "training.bf16 is for an accelerator, and torch finds none on this machine. To train on the CPU set "
+            "training.use_cpu=true (and training.bf16=false, unless it has AMX)"
+        )
     return TrainingArguments(**named)
 
 
@@ -181,11 +196,13 @@ def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
     )
 
 
-def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
+def _fwd2bot_stage(
+    recipe: Recipe, args: TrainingArguments, sharding: FullyShardedDataParallelPlugin | None
+) -> StageTrainer:
     sources = open_sources(recipe.data) if isinstance(recipe.data, SourcesData) else None
     model, backbone_processor = build_fwd2bot(recipe, args.device)
-    if recipe.model.shard:
-        shard_frozen(model, args.device)
+    if sharding is not None:
+        shard_frozen(model, args.device, sharding.reshard_after_forward)
     processor = Fwd2BotProcessor(
         backbone_processor, image_prompt=model.config.image_prompt, text_prompt=model.config.text_prompt
     )

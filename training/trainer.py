@@ -1,5 +1,6 @@
 """The HF Trainer for both stages: strict checkpoints, our optimizer, packed rows, the parts of the loss in the log."""
 
+import json
 import re
 import shutil
 from collections import defaultdict
@@ -21,9 +22,12 @@ from fwd2bot.packing_fwd2bot import packed_attention_mask
 from fwd2bot.quantization_fwd2bot import is_quantized
 
 from .chunked import ChunkedStep, as_batch, count_labels
+from .commands import STEPS
+from .data import IGNORED
 from .gathering import average_gradients, gather_counts, world_size
 from .optimizers import build_optimizer
 from .recipe import TRAINED_STAGES, OptimizerRecipe
+from .run_checks import write_whole
 from .sharding import is_sharded
 from .sources import SourceMixture
 from .validation import Validation
@@ -49,8 +53,8 @@ class StageTrainer(Trainer):
         for name, enabled in (("FSDP", self.is_fsdp_enabled), ("DeepSpeed", self.is_deepspeed_enabled)):
             if enabled:
                 raise ValueError(
-                    f"{type(self).__name__} cannot save or resume weights that {name} shards. Switch {name} off: runs "
-                    "in one process and DDP runs work, and with model.shard the latter divide the frozen weights."
+                    f"{type(self).__name__} cannot save or resume weights that {name} shards. Runs in one process and "
+                    "DDP runs work; fwd2bot.training.train with accelerate/fsdp2.yaml divides the frozen weights."
                 )
         self.optimizer_recipe = optimizer_recipe or OptimizerRecipe()
         self._parts: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -128,6 +132,9 @@ class StageTrainer(Trainer):
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             model.save_pretrained(folder, **({"adapter_only": True} if holds_adapters_alone(model) else {}))
             self.processing_class.save_pretrained(folder)
+            steps = self.state.global_step
+            best = self.state.best_global_step if self.args.load_best_model_at_end else None
+            write_whole(folder / STEPS, json.dumps({"steps": steps, "weights_of_step": best or steps}) + "\n")
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
@@ -155,14 +162,22 @@ class StageTrainer(Trainer):
 
 
 class BackboneTrainer(StageTrainer):
-    """Trains a LLaVA on packed rows: its 4D mask and positions are made here, on the model's device."""
+    """Trains a LLaVA on packed rows: its 4D mask and positions are made here, on the model's device.
+
+    Logits are made from the first token that is learnt in any row on: what stands before it, the image above all, is
+    most of a short row, and a head over all of it takes a fifth of a step.
+    """
 
     def compute_loss(
         self, model: PreTrainedModel, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
+        inputs = dict(inputs)
+        learnt = (inputs["labels"] != IGNORED).any(0).nonzero()
+        if len(learnt) and not self.args.torch_compile:  # which wants one shape of all batches
+            kept = inputs["labels"].shape[1] - max(int(learnt[0]) - 1, 0)  # the token before it predicts it
+            inputs["labels"], inputs["logits_to_keep"] = inputs["labels"][:, -kept:], kept
         if "segment_ids" not in inputs:  # rows of one conversation each
             return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
-        inputs = dict(inputs)
         visible, position_ids = packed_attention_mask(inputs.pop("segment_ids"), inputs["attention_mask"])
         dtype = torch.bfloat16 if self.args.bf16 else torch.float32
         # additive, since not every attention implementation takes a bool mask
@@ -296,7 +311,7 @@ def load_strictly(model: torch.nn.Module, folder: Path) -> None:
         RuntimeError: a tensor of the model is missing from the file, or one of the file is unknown to the model.
     """
     model = getattr(model, "_orig_mod", model)  # a compiled model wraps the one that was saved
-    if holds_adapters_alone(model):
+    if holds_adapters_alone(model) or (folder / OWN_WEIGHTS).is_file():
         fill_adapters(model, read_adapters(folder, STAGES, {}), folder)
         return
     safetensors.torch.load_model(model, str(folder / SAFE_WEIGHTS_NAME), strict=True)
@@ -315,12 +330,22 @@ def newest_checkpoint(output_dir: str | Path, clean: bool = True) -> Path | None
             continue
         if (folder / INCOMPLETE).exists():
             if clean:
-                shutil.rmtree(folder)
+                _remove(folder)
         elif _can_go_on(folder):
             found.append((int(step), folder))
         else:
             logger.warning(f"{folder} lacks weights or some of {', '.join(STATE_FILES)} and is not resumed from")
     return max(found)[1] if found else None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint that is incomplete; its mark goes last, so that a kill on the way leaves it incomplete."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != INCOMPLETE:
+            path.unlink()
+    shutil.rmtree(folder)
 
 
 def _can_go_on(folder: Path) -> bool:

@@ -53,7 +53,8 @@ class Seen:
         groups = list(dict.fromkeys(self.image_groups))
         images = torch.stack([self.image_embeds[self.image_groups.index(group)] for group in groups])
         own = torch.tensor(self.caption_groups)[:, None] == torch.tensor(groups)
-        return torch.stack(self.caption_embeds) @ images.T, own
+        with torch.autocast("cpu", enabled=False):  # that of a run in bfloat16 would round what is compared
+            return torch.stack(self.caption_embeds) @ images.T, own
 
 
 def normalised(text: str) -> str:
@@ -70,12 +71,13 @@ def figure_names(samples: Sequence[dict[str, Any]]) -> list[str]:
     return names
 
 
-def question_of(sample: dict[str, Any]) -> tuple[list[dict[str, Any]], str] | None:
+def question_of(sample: dict[str, Any], captions: bool = False) -> tuple[list[dict[str, Any]], str] | None:
     """The messages up to a sample's last answer, and that answer; None where nothing is asked about pictures.
 
-    A caption is no answer: of the many that are true of a picture hardly any model gives this one word by word.
+    A caption is no answer, but with `captions`: of the many that are true of a picture hardly any model gives this one
+    word by word.
     """
-    messages = [] if sample.get("from_caption") else sample["messages"] or []
+    messages = [] if sample.get("from_caption") and not captions else sample["messages"] or []
     last = max((place for place, message in enumerate(messages) if message["role"] == "assistant"), default=None)
     if not last or not sample["images"]:
         return None
@@ -123,19 +125,27 @@ class Validation:
         return figures
 
     @torch.no_grad()
-    def look(self, model: Fwd2BotForConditionalGeneration, samples: Sequence[dict[str, Any]]) -> Seen:
-        """What the model makes of samples, in evaluation mode; its mode is restored."""
+    def look(
+        self, model: Fwd2BotForConditionalGeneration, samples: Sequence[dict[str, Any]], describe: bool = False
+    ) -> Seen:
+        """What the model makes of samples, in evaluation mode; its mode is restored.
+
+        Args:
+            describe: whether it is asked for captions, too, as it learns them.
+        """
         was_training = model.training
         model.eval()
         try:
             seen = Seen()
             for part in slices(len(samples), self.batch_size):
-                self._look(model, samples[part], seen)
+                self._look(model, samples[part], seen, describe)
             return seen
         finally:
             model.train(was_training)
 
-    def _look(self, model: Fwd2BotForConditionalGeneration, samples: Sequence[dict[str, Any]], seen: Seen) -> None:
+    def _look(
+        self, model: Fwd2BotForConditionalGeneration, samples: Sequence[dict[str, Any]], seen: Seen, describe: bool
+    ) -> None:
         images = [image for sample in samples for image in sample["images"]]
         captions = [(caption, sample) for sample in samples for caption in sample["captions"] if sample["images"]]
         if captions:
@@ -153,7 +163,7 @@ class Validation:
         seen.image_groups += [group for sample in samples for group in sample["image_groups"]]
         rows, asked, first = [], [], 0
         for sample in samples:
-            question = question_of(sample)
+            question = question_of(sample, describe)
             if question is not None:
                 rows += range(first, first + len(sample["images"]))
                 asked.append(question)

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from fwd2bot import Fwd2BotForConditionalGeneration
-from fwd2bot.training.export import export
+from fwd2bot.training.export import export, main
 from fwd2bot.training.model_card import CardOptions
 
 RUN = {
@@ -82,7 +82,7 @@ def test_card_of_a_run_tells_data_recipe_command_and_no_folder(run, tmp_path):
     assert card.data.datasets == ["some/captions"] and card.data.eval_results is None
     assert "Nothing was measured" in card.text and "drawn scenes" not in card.text
     assert "train mine.yaml model.dtype=bfloat16" in card.text
-    assert "| chat \\| short | llava | train | `chat.json` | ar | 2 | cc-by-4.0 |" in card.text
+    assert "| chat \\| short | llava |  | `chat.json` | ar | 2 | cc-by-4.0 |" in card.text
     assert "1,200 steps of 128 samples" in card.text and "output_dir: runs" in card.text
     assert "/home/somebody" not in card.content
 
@@ -117,6 +117,63 @@ def test_card_of_a_drawn_run_without_figures_is_about_drawn_scenes(run, tmp_path
 def test_card_of_a_model_that_is_pushed_loads_it_from_the_hub(run, tmp_path):
     export(run / "final", tmp_path / "hub", options=CardOptions("mine", repo="you/mine"))
     assert '"you/mine"' in (tmp_path / "hub" / "README.md").read_text(encoding="utf-8")
+
+
+def test_card_tells_after_which_step_the_weights_are(run, tmp_path):
+    (run / "final" / "steps.json").write_text('{"steps": 900, "weights_of_step": 600}')
+    export(run / "final", tmp_path / "hub")
+    text = (tmp_path / "hub" / "README.md").read_text()
+    assert "900 steps of 128 samples" in text and "those after step 600, the best by the validation" in text
+    assert "1,200 steps" not in text
+
+
+def test_card_has_the_trained_lengths_and_no_rank_beside_other_adapters(run, tmp_path):
+    recipe = RUN | {"model": {"lora_rank": 48, "adapters": {"r": 16}}}
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    model = tiny.tiny_fwd2bot(num_summary_tokens=4, summary_lengths=[2, 4])
+    model.save_pretrained(run / "final")
+    export(run / "final", tmp_path / "hub")
+    text = (tmp_path / "hub" / "README.md").read_text()
+    assert "compresses a picture into 2 or 4 summary tokens" in text and "drawn from 2 and 4" in text
+    assert "num_summary_tokens=4)" in text  # of the example
+    assert "lora_rank" not in text and "r: 16" in text
+
+
+def test_card_names_no_split_of_a_file(run, tmp_path):
+    figures = json.loads(json.dumps(FIGURES))
+    figures["sources"]["flickr8k"] |= {"split": None, "path": "val.parquet", "rows": 1000, "captions": 5000}
+    model = Fwd2BotForConditionalGeneration.from_pretrained(run / "final")
+    (run / "final" / "evaluation.json").write_text(json.dumps(figures | {"fingerprint": model.fingerprint}))
+    export(run / "final", tmp_path / "hub")
+    card = ModelCard.load(tmp_path / "hub" / "README.md")
+    assert "flickr8k (captions, `val.parquet`): 1,000 rows, 1,000 pictures, 5,000 captions" in card.text
+    assert {one.dataset_split for one in card.data.eval_results} == {None}
+
+
+def test_example_of_the_card_prints_the_answer_alone(run, tmp_path):
+    export(run / "final", tmp_path / "hub")
+    text = (tmp_path / "hub" / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(tmp_path / "hub"))
+    tiny.pictures(1)[0].save(tmp_path / "photo.jpg")
+    names: dict = {}
+    exec(code.replace("photo.jpg", str(tmp_path / "photo.jpg")), names)
+    assert names["answer"].shape[1] == names["ids"].shape[1] - names["inputs"]["input_ids"].shape[1]
+
+
+def test_readme_that_no_export_wrote_is_left_alone(run, tmp_path):
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "README.md").write_text("# My own words\n")
+    with pytest.raises(ValueError, match="README.md was not written by an export.*Move it away"):
+        export(run / "final", tmp_path / "hub")
+    assert [path.name for path in (tmp_path / "hub").iterdir()] == ["README.md"]
+    (tmp_path / "hub" / "README.md").unlink()
+    for _ in range(2):  # its own is brought up to date
+        export(run / "final", tmp_path / "hub")
+
+
+def test_folder_that_is_not_there_is_one_line_of_the_export(tmp_path):
+    with pytest.raises(SystemExit, match="^error: there is no folder .*nowhere; give that of a trained"):
+        main([str(tmp_path / "nowhere"), str(tmp_path / "hub")])
 
 
 def test_export_onto_the_checkpoint_itself_is_refused(run):

@@ -107,6 +107,13 @@ def test_sources_of_a_recipe_are_those_of_its_validation(folder, tmp_path):
         load_sources(path)
 
 
+@pytest.mark.parametrize("name", ["nowhere", "no/such/folder"])
+def test_checkpoint_that_is_not_there_is_one_line(tmp_path, capsys, name):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / name) if name == "nowhere" else name])
+    assert f"{name} is not there; give the folder of a trained model" in capsys.readouterr().err
+
+
 def test_command_line_writes_figures_of_every_source(folder, tmp_path, capsys):
     checkpoint = tmp_path / "checkpoint"
     tiny.tiny_fwd2bot().save_pretrained(checkpoint)
@@ -118,6 +125,8 @@ def test_command_line_writes_figures_of_every_source(folder, tmp_path, capsys):
     assert set(results["sources"]) == {"chat", "captions"}
     assert results["sources"]["chat"]["k=2"]["exact_match"] == 0.0
     assert results["command"].startswith("python -m fwd2bot.training.evaluate checkpoint --data judged.yaml --rows 4")
-    assert "text_to_image recall@1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "text_to_image recall@1" in said and "checkpoint on captions: 4 rows, 4 pictures, 4 captions" in said
+    assert "checkpoint on chat: 4 rows, 4 pictures\n" in said
     with pytest.raises(SystemExit, match="there is no recipe"):
         main([str(checkpoint), "--data", "typo.yaml"])

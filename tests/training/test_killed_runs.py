@@ -2,19 +2,23 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from source_recipes import sources, write_data, write_source_recipe
 from tiny_recipes import write_backbone_recipe, write_fwd2bot_recipe
 from transformers import TrainerCallback
 
 from fwd2bot.training.recipe import load_recipe
 from fwd2bot.training.train import build_trainer, run, train
+from fwd2bot.training.trainer import INCOMPLETE, newest_checkpoint
 
 
 def losses(folder: Path, step: int) -> list[dict[str, float]]:
@@ -87,6 +91,82 @@ def start(recipe: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "fwd2bot.training.train", str(recipe)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def newest(folder: Path) -> int:
+    """The step of the newest checkpoint that is complete."""
+    found = newest_checkpoint(folder, clean=False)
+    return 0 if found is None else int(found.name.removeprefix("checkpoint-"))
+
+
+def begun_after(folder: Path, moment: float) -> bool:
+    """Whether a checkpoint is being written that was begun after this moment."""
+    marks = []
+    for mark in folder.glob(f"checkpoint-*/{INCOMPLETE}"):
+        with suppress(FileNotFoundError):
+            marks.append(mark.stat().st_mtime)
+    return any(at > moment for at in marks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_process_killed_again_and_again_at_random_moments_has_the_losses_of_an_undisturbed_one(tmp_path, seed):
+    """In the middle of a step, and while a checkpoint is written or an old one removed."""
+    options = {"max_steps": 150, "save_steps": 10, "save_total_limit": 2, "dataloader_num_workers": 1}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert start(write_source_recipe(tmp_path, whole, **options)).wait() == 0
+    recipe = write_source_recipe(tmp_path, cut, **options)
+    rng, gone_on_from, half_written = random.Random(seed), [], 0
+    for in_a_write in (True, False, True, False):
+        gone_on_from.append(newest(cut))
+        process, started = start(recipe), time.time()
+        deadline, wait = time.monotonic() + 120, rng.uniform(0, 0.02 if in_a_write else 0.4)
+        while process.poll() is None and time.monotonic() < deadline:
+            if begun_after(cut, started) if in_a_write else newest(cut) > gone_on_from[-1]:
+                break
+            time.sleep(0.001)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        half_written += any((path / INCOMPLETE).exists() for path in cut.glob("checkpoint-*"))
+    assert not (cut / "final").exists()
+    assert half_written, "no kill met a checkpoint that was being written"
+    assert gone_on_from[-1] > 0
+    assert start(recipe).wait() == 0
+    assert losses(cut, 150) == losses(whole, 150)
+
+
+class WithScaler(TrainerCallback):
+    """Gives a run on the CPU the gradient scaler that a run in float16 has on a GPU."""
+
+    def __init__(self, trainer):
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+        trainer.accelerator.scaler, trainer.accelerator.native_amp = self.scaler, True
+        self.scales = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.scales.append(self.scaler.get_scale())
+
+
+def test_run_that_is_cut_off_goes_on_with_its_gradient_scaler(tmp_path):
+    def begin(name):
+        recipe = load_recipe(write_source_recipe(tmp_path, tmp_path / name))
+        trainer = build_trainer(recipe)
+        watched = WithScaler(trainer)
+        trainer.add_callback(watched)
+        return recipe, trainer, watched
+
+    recipe, trainer, whole = begin("whole")
+    run(trainer, recipe)
+    recipe, trainer, cut = begin("cut")
+    trainer.add_callback(CutOff(5))
+    with pytest.raises(RuntimeError, match="cut off"):
+        run(trainer, recipe)
+    recipe, trainer, resumed = begin("cut")
+    run(trainer, recipe)
+    assert whole.scales[:5] == cut.scales and whole.scales[4:] == resumed.scales
+    assert len(set(whole.scales)) > 2  # it grew on the way
+    assert losses(tmp_path / "cut", 6) == losses(tmp_path / "whole", 6)
 
 
 @pytest.mark.slow

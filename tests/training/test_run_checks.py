@@ -59,7 +59,6 @@ def test_setting_that_cannot_be_is_named(tmp_path, override, message):
     [
         (["model.quantization=4bit", "model.train_connector=true"], "would lose the connector"),
         (["model.trained_stage=generate", "model.init_from=x", "contrastive.loss=sigmoid"], "has no effect"),
-        (["model.quantization=4bit", "model.shard=true"], "model.shard cannot be with model.quantization"),
         (["model.train_connector=true", "model.dtype=bfloat16"], "training.bf16=true"),
         (["model.adapters={r: 4}", "model.init_from=x"], "those of model.init_from"),
         (["model.trained_stage=generate", "model.init_from=x", "model.train_connector=true"], "both stages"),
@@ -68,6 +67,59 @@ def test_setting_that_cannot_be_is_named(tmp_path, override, message):
 def test_settings_that_cannot_be_together_are_named(tmp_path, overrides, message):
     with pytest.raises(ValueError, match=message):
         build_trainer(load_recipe(recipe_file(tmp_path), overrides))
+
+
+@pytest.mark.parametrize(
+    ("setting", "environment", "message"),
+    [
+        ("model.quantization=4bit", {}, "model.quantization cannot be with FSDP2; start the run with ddp.yaml"),
+        ("model.train_connector=true", {}, "model.train_connector cannot be with FSDP2"),
+        ("model.lora_rank=2", {"FSDP_VERSION": "1"}, "has fsdp_version 1; choose 2"),
+        ("model.lora_rank=2", {"FSDP_OFFLOAD_PARAMS": "true"}, "has fsdp_offload_params, which is not supported"),
+        ("model.lora_rank=2", {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "set it in the recipe, under training"),
+    ],
+)
+def test_setting_that_cannot_be_with_fsdp2_is_named(tmp_path, monkeypatch, setting, environment, message):
+    """As `accelerate launch` would ask for it; what it asks is read from its environment."""
+    for name, value in ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} | environment).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        build_trainer(load_recipe(recipe_file(tmp_path), [setting]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.bf16=true", "training.use_cpu=false"], "torch finds none.*set training.use_cpu=true"),
+        (["training.fp16=true"], "training.fp16 has no effect on a CPU"),
+    ],
+)
+def test_precision_that_the_machine_does_not_have_is_named(tmp_path, monkeypatch, overrides, message):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        build_trainer(load_recipe(recipe_file(tmp_path), overrides))
+
+
+def test_deepspeed_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(SystemExit, match="^error: the accelerate configuration asks for DeepSpeed.*fsdp2.yaml"):
+        main([str(recipe_file(tmp_path))])
+
+
+def test_plain_backbone_is_not_trained_with_fsdp2(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(ValueError, match="kind: backbone trains all it has. Start it with ddp.yaml"):
+        build_trainer(load_recipe(recipe_file(tmp_path, kind="backbone", model={})))
+
+
+def test_run_of_whole_checkpoints_is_not_gone_on_with_under_fsdp2(tmp_path, monkeypatch):
+    recipe = load_recipe(write_source_recipe(tmp_path, tmp_path / "run", max_steps=2))
+    train(recipe)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(ValueError, match="checkpoint-2 has the whole backbone.*as it was begun"):
+        build_trainer(recipe)
 
 
 def test_contrastive_section_of_a_plain_backbone_is_unknown(tmp_path):

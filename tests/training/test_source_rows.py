@@ -241,7 +241,13 @@ def test_empty_and_damaged_files_are_named(tmp_path, streaming):
     datasets.Dataset.from_dict({"image": [], "captions": []}).to_parquet(tmp_path / "empty.parquet")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no parquet")
     (tmp_path / "bad.json").write_text("{not json")
-    for name, message in (("empty.parquet", " is empty"), ("bad.parquet", ".*cannot be"), ("bad.json", ".*cannot be")):
+    empty = ["empty.jsonl", "empty.csv", "empty.json"]
+    for name in empty:
+        (tmp_path / name).touch()
+    (tmp_path / "list.json").write_text("[]")
+    nothing = [(name, " is empty: .*no rows. Correct") for name in (*empty, "list.json")]
+    known = [("empty.parquet", " is empty"), ("bad.parquet", ".*cannot be"), ("bad.json", ".*cannot be")]
+    for name, message in (*known, *nothing):
         path = str(tmp_path / name)
         with pytest.raises(ValueError, match=rf"data.sources\['e'\]{message}"):
             Source(SourceRecipe(name="e", format="captions", path=path, streaming=streaming))

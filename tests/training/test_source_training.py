@@ -4,6 +4,7 @@ import io
 
 import pytest
 import tiny
+import torch
 import yaml
 from rich.console import Console
 from test_source_mixture import write_with_broken
@@ -48,6 +49,23 @@ def fwd2bot_model(folder):
 
 def losses(trainer):
     return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_loss_of_a_backbone_is_that_of_all_its_logits(tmp_path):
+    """Logits before the first learnt token, which are most of a short row with an image, are not made."""
+    trainer = build_trainer(load_recipe(write_recipe(tmp_path, write_llava(tmp_path), write_captions(tmp_path, 12))))
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    expected = trainer.model(**batch)
+    expected.loss.backward()
+    trained = {name: value for name, value in trainer.model.named_parameters() if value.grad is not None}
+    gradients = {name: value.grad.clone() for name, value in trained.items()}
+    trainer.model.zero_grad()
+    loss, output = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    loss.backward()
+    assert output["logits"].shape[1] < expected.logits.shape[1]
+    torch.testing.assert_close(loss, expected.loss, rtol=1e-6, atol=1e-6)
+    for name, value in trained.items():
+        torch.testing.assert_close(value.grad, gradients[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -147,9 +165,45 @@ def test_check_names_broken_rows(tmp_path):
     assert "id missing: " in said and "is not there" in said
 
 
+def test_check_in_a_narrow_terminal_cuts_no_figure(tmp_path):
+    output = io.StringIO()
+    recipe = write_recipe(tmp_path, write_llava(tmp_path), write_captions(tmp_path))
+    check(load_recipe(recipe), Console(file=output, width=80, color_system=None))
+    sources = output.getvalue().split("an example of")[0]
+    assert "…" not in sources and "50.0%" in sources and "captions" in sources
+    assert max(map(len, sources.splitlines())) <= 80
+
+
+def test_check_shows_a_chunk_that_has_a_conversation(tmp_path):
+    """Samples without one come first in a batch."""
+    sources = [write_llava(tmp_path), write_captions(tmp_path, use="contrastive")]
+    sources[0].weight = 0.3
+    options = {"model": fwd2bot_model(tmp_path), "contrastive": {"chunk_size": 1}, "per_device_train_batch_size": 8}
+    said = printed(write_recipe(tmp_path, *sources, kind="fwd2bot", data={"seed": 3}, **options))
+    assert "chunks[0].compress_pixel_values" in said and "chunks[0].labels" not in said
+    assert "chunks[7].labels" in said
+
+
+def test_check_prints_its_tables_and_no_log(tmp_path, capfd):
+    sources = [write_llava(tmp_path)]
+    recipe = write_recipe(tmp_path, *sources, kind="fwd2bot", model=fwd2bot_model(tmp_path))
+    main([str(recipe), "--check"])
+    said = capfd.readouterr()
+    assert "sources, by a sample of their rows" in said.out
+    assert "[transformers]" not in said.err and "Loading weights" not in said.err
+
+
 def test_check_of_the_drawn_world_is_refused():
     with pytest.raises(ValueError, match="the recipe has no data.sources"):
         check(load_recipe("backbone.yaml"))
+
+
+def test_backbone_that_is_no_vision_language_model_is_one_line(tmp_path):
+    model = fwd2bot_model(tmp_path)
+    tiny.tiny_backbone().config.text_config.save_pretrained(tmp_path / "backbone")
+    recipe = write_recipe(tmp_path, write_llava(tmp_path), kind="fwd2bot", model=model)
+    with pytest.raises(SystemExit, match="^error: model.backbone: .* is no vision-language model"):
+        main([str(recipe)])
 
 
 def test_command_reports_a_source_that_is_not_there_in_one_line(tmp_path):

@@ -145,7 +145,7 @@ def test_sharded_run_is_refused_by_name(name, flag, backbone_run, monkeypatch):
         setattr(self, flag, True)
 
     monkeypatch.setattr(StageTrainer, "create_accelerator_and_postprocess", create_sharded)
-    with pytest.raises(SystemExit, match=f"^error: .* that {name} shards.* DDP runs work"):
+    with pytest.raises(SystemExit, match=f"^error: .* that {name} shards.*fsdp2.yaml"):
         main([str(backbone_run[0])])
 
 

@@ -110,6 +110,8 @@ def test_best_checkpoint_is_the_one_that_is_loaded_in_the_end(recipe):
     }
     best = max(by_step.values())
     assert trainer.state.best_metric == best
+    steps = json.loads((Path(trainer.args.output_dir) / "final" / "steps.json").read_text())
+    assert steps == {"steps": 6, "weights_of_step": trainer.state.best_global_step}
     assert by_step[trainer.state.best_global_step] == best
     found = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     load_strictly(trainer.model, Path(trainer.state.best_model_checkpoint))
@@ -164,6 +166,29 @@ def test_samples_are_shown_every_so_many_steps(recipe, tmp_path):
     board = EventAccumulator(str(events)).Reload()
     assert "samples/retrieval" in board.Tags()["images"]
     assert "samples/answers/text_summary" in board.Tags()["tensors"]
+
+
+def test_captions_are_shown_too(recipe, tmp_path):
+    """They are no question of the validation, but what the model says of a picture is worth a look."""
+    trainer = build_trainer(
+        load_recipe(
+            recipe,
+            ["data.contrastive_max_tokens=null", "training.eval_strategy=no", "training.load_best_model_at_end=false"],
+        )
+    )
+    trainer.train()
+    text = (tmp_path / "run" / "samples" / "step-000003.txt").read_text()
+    captions = [sample for sample in trainer.validation.samples[:8] if sample["source"] == "captions"]
+    assert captions and text.count("Describe the image.") == len(captions)
+    assert "Which colour?" in text
+
+
+def test_similarities_are_not_rounded_in_a_run_in_bfloat16():
+    one, other = torch.tensor([1.0, 0.0]), torch.tensor([0.999, 0.04])
+    seen = Seen([], [], [one, other], [1, 2], ["a"], [torch.tensor([0.9995, 0.03])], [2])
+    expected = seen.scores()[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(seen.scores()[0], expected)
 
 
 def test_own_picture_has_a_green_frame():

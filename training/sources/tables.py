@@ -38,7 +38,7 @@ def open_table(recipe: SourceRecipe) -> Dataset | IterableDataset:
     with reading(recipe):
         table = _undecoded(_open(recipe.path, _name(recipe), recipe))
     if isinstance(table, Dataset) and len(table) == 0:
-        raise ValueError(f"{_name(recipe)} is empty: {recipe.path} has no rows in split {recipe.split!r}")
+        raise ValueError(_empty(recipe))
     return table
 
 
@@ -47,7 +47,7 @@ def first_row(table: Dataset | IterableDataset, recipe: SourceRecipe) -> dict[st
     with reading(recipe):
         row = table[0] if isinstance(table, Dataset) else next(rows_of(table), None)
     if row is None:
-        raise ValueError(f"{_name(recipe)} is empty: {recipe.path} streams no row")
+        raise ValueError(_empty(recipe))
     return row
 
 
@@ -61,8 +61,13 @@ def reading(recipe: SourceRecipe) -> Iterator[None]:
             raise
         reason = (str(error.__cause__ or error).strip() or repr(error)).splitlines()[0]
         if "corresponds to no data" in reason:
-            raise ValueError(f"{_name(recipe)} is empty: {recipe.path} has no rows") from error
+            raise ValueError(_empty(recipe)) from error
         raise ValueError(f"{_name(recipe)}.path {recipe.path} cannot be read: {reason}") from error
+
+
+def _empty(recipe: SourceRecipe) -> str:
+    split = f" in split {recipe.split!r}" if has_splits(recipe.path) else ""
+    return f"{_name(recipe)} is empty: {recipe.path} has no rows{split}. Correct the path, or leave this source out"
 
 
 def open_images(recipe: SourceRecipe) -> "ImageTable | ImageFolder":
@@ -164,6 +169,8 @@ def _open(path: str, where: str, recipe: SourceRecipe | None = None) -> Dataset 
             files = sorted(glob.glob(path, recursive=True))
             if not files:
                 raise FileNotFoundError(f"{where}.path is {path!r}, where no file is; correct the path")
+            if recipe is not None and not any(map(os.path.getsize, files)):
+                raise ValueError(_empty(recipe))
         options = {"sep": "\t"} if ".tsv" in path else {}
         if recipe is not None and ".jsonl" in path.lower():
             builder = "text"  # rows may differ in their columns' types; each line is parsed when it is used
@@ -187,6 +194,11 @@ def _split(table: Dataset | DatasetDict, split: str, where: str) -> Dataset:
     if split not in table:
         raise ValueError(f"{where}.split is {split!r}; {', '.join(table)} are there")
     return table[split]
+
+
+def has_splits(path: str) -> bool:
+    """Whether `split` of a source counts: of a folder or a data set of the Hub, not of files that are named."""
+    return _builder(path) is None
 
 
 def _builder(path: str) -> str | None:
