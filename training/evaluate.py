@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from fwd2bot import Fwd2BotSummary
 
+from .answer_figures import yes_no_figures
 from .answering import (
     Asked,
     answer,
@@ -32,10 +32,14 @@ from .answering import (
     slices,
 )
 from .commands import command_of
+from .cost import costs
 from .metrics import preference, recall_at_k
+from .presence import SORTS, presence_questions
+from .provenance import SEED, provenance
 from .recipe import load_sources
 from .scenes import (
     HARD_NEGATIVE_SORTS,
+    Question,
     Scene,
     ask,
     ask_several,
@@ -47,7 +51,7 @@ from .scenes import (
     short_caption,
     truth_table,
 )
-from .source_evaluation import check_lengths, evaluate_sources, flatten, format_source_results
+from .source_evaluation import check_lengths, evaluate_sources, format_source_results, settings_of, shown, with_cost
 from .sources import UnusableRowsError, open_sources
 
 SEVERAL = (2, 3, 4, 5)  # pictures of a prompt that shows several
@@ -55,7 +59,7 @@ SEVERAL = (2, 3, 4, 5)  # pictures of a prompt that shows several
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     if args.data is not None:
         results = _evaluate_data(args)
         print(format_source_results(results))
@@ -94,6 +98,7 @@ def _evaluate_scenes(args: argparse.Namespace) -> dict[str, Any]:
         questions=args.questions,
         retrieval=args.retrieval,
         several=args.several,
+        presence=args.presence,
         lengths=args.lengths,
         batch_size=args.batch_size or 250,
         dtype=getattr(torch, args.dtype),
@@ -111,6 +116,7 @@ def evaluate(
     questions: int = 5,
     retrieval: int | None = None,
     several: int = 2000,
+    presence: int = 200,
     lengths: Sequence[int] | None = None,
     batch_size: int = 250,
     dtype: torch.dtype = torch.float32,
@@ -125,13 +131,14 @@ def evaluate(
         pictures, questions: number of pictures, and of questions about each.
         retrieval: number of pictures (the first) among which is searched. Default: 1000, or all if there are fewer.
         several: number of questions that each show 2 to 5 of the pictures; 0, or a single picture, leaves them out.
+        presence: number of pictures (the first) with questions on what they show, see `presence_questions`; 0: none.
         lengths: lengths k. Default: the checkpoint's `summary_lengths`.
 
     Raises:
         ValueError: a number is out of its range; before any compute.
     """
     config = AutoConfig.from_pretrained(checkpoint)
-    _check(config, pictures, questions, retrieval, several, lengths, batch_size)
+    _check(config, pictures, questions, retrieval, several, presence, lengths, batch_size)
     is_fwd2bot = config.model_type == "fwd2bot"
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype).eval().to(device)
     processor = AutoProcessor.from_pretrained(checkpoint)
@@ -141,15 +148,15 @@ def evaluate(
         ((i,), question) for i, one in enumerate(scenes) for question in ask(one, scene_rng("ask", one), questions)
     ]
     asked_of_several = _ask_several(scenes, several)
+    asked_of_presence = _ask_presence(scenes[:presence])
     results: dict[str, Any] = {
-        "checkpoint": Path(checkpoint).name,
+        **provenance(checkpoint, model),
         "split": split,
         "pictures": pictures,
         "questions": len(asked),
         "several_questions": len(asked_of_several),
+        "presence_pictures": min(presence, pictures),
         "retrieval_pictures": min(1000, pictures) if retrieval is None else retrieval,
-        "dtype": str(dtype).removeprefix("torch."),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     if is_fwd2bot:
         results["fingerprint"] = model.fingerprint
@@ -165,6 +172,9 @@ def evaluate(
             given = answer(asked_of_several, bare_processor, batch_size, generate)
             figures["several"] = right_by_kind(asked_of_several, given)
             figures["several_by_pictures"] = right_by_pictures(asked_of_several, given)
+        if asked_of_presence:
+            given = answer(asked_of_presence, bare_processor, batch_size, generate)
+            figures["presence"] = _presence_by_sort(asked_of_presence, given)
         return figures
 
     def uncompressed(shown: list[tuple[int, ...]], prompts: list[str]) -> torch.Tensor:
@@ -174,6 +184,10 @@ def evaluate(
         **answers(uncompressed),
         "bytes_per_image": image_tokens(bare_processor) * width * 2,
     }
+    lengths = list(model.config.summary_lengths if lengths is None else lengths) if is_fwd2bot else []
+    asking = [{"type": "image"}, {"type": "text", "text": asked[0][1].text}]
+    prompt = bare_processor.apply_chat_template([{"role": "user", "content": asking}], add_generation_prompt=True)
+    results["cost"] = costs(model, processor, images[0], prompt, lengths)
     if not is_fwd2bot:
         return results
 
@@ -182,7 +196,7 @@ def evaluate(
     searched = range(results["retrieval_pictures"])
     captions = _captions([scenes[index] for index in searched])
     tokens = _text_tokens(model, processor, captions, batch_size)
-    for k in model.config.summary_lengths if lengths is None else lengths:
+    for k in lengths:
         short = summary.truncate(k)
 
         def compressed(
@@ -200,20 +214,15 @@ def evaluate(
 
 def format_results(results: dict[str, Any]) -> str:
     """The results as a plain table, percentages, a column per setting."""
-    settings = [name for name in results if name == "uncompressed" or name.startswith("k=")]
-    flat = {name: flatten(results[name]) for name in settings}
+    settings = settings_of(results)
+    flat = with_cost(results)
     rows = list(dict.fromkeys(row for values in flat.values() for row in values))
     size = f"{results['pictures']} pictures, {results['questions']} questions"
     size += f", {results['several_questions']} on several pictures"
     lines = [f"{results['checkpoint']}: {size} ({results['split']})"]
     lines.append(" " * 44 + "".join(f"{name:>14}" for name in settings))
     for row in rows:
-        cells = []
-        for name in settings:
-            value = flat[name].get(row)
-            shown = "" if value is None else str(value) if isinstance(value, int) else f"{100 * value:.1f}"
-            cells.append(f"{shown:>14}")
-        lines.append(f"{row:<44}" + "".join(cells))
+        lines.append(f"{row:<44}" + "".join(f"{shown(row, flat[name].get(row)):>14}" for name in settings))
     return "\n".join(lines)
 
 
@@ -223,14 +232,16 @@ def _check(
     questions: int,
     retrieval: int | None,
     several: int,
+    presence: int,
     lengths: Sequence[int] | None,
     batch_size: int,
 ) -> None:
     for name, value in (("pictures", pictures), ("questions", questions), ("batch size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
-    if several < 0:
-        raise ValueError(f"several must be at least 0, got {several}.")
+    for name, value in (("several", several), ("presence", presence)):
+        if value < 0:
+            raise ValueError(f"{name} must be at least 0, got {value}.")
     if retrieval is not None and not 1 <= retrieval <= pictures:
         raise ValueError(f"retrieval must be in 1..{pictures} (pictures), got {retrieval}.")
     if lengths is not None and config.model_type == "fwd2bot":
@@ -256,6 +267,21 @@ def _ask_several(scenes: Sequence[Scene], count: int) -> list[Asked]:
         shown = companions(scenes.__getitem__, len(scenes), prompt % len(scenes), number, rng)
         asked += [(tuple(shown), question) for question in ask_several([scenes[i] for i in shown], rng, 1)]
     return asked
+
+
+def _ask_presence(scenes: Sequence[Scene]) -> list[Asked]:
+    """Questions on what each picture shows and does not, the sort of the negatives as their kind."""
+    asked = presence_questions([list(one.counts) for one in scenes])
+    return [((q.picture,), Question(q.sort, q.text("Is there {thing} in the picture?"), q.answer)) for q in asked]
+
+
+def _presence_by_sort(asked: list[Asked], given: list[str]) -> dict[str, dict[str, float]]:
+    figures = {}
+    for sort in SORTS:
+        rows = [row for row, (_, question) in enumerate(asked) if question.kind == sort]
+        if rows:
+            figures[sort] = yes_no_figures([given[row] for row in rows], [asked[row][1].answer for row in rows])
+    return figures
 
 
 def _captions(scenes: Sequence[Scene]) -> dict[str, Any]:
@@ -325,6 +351,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--several", type=int, default=2000, help="questions about 2 to 5 pictures (default: 2000)")
     parser.add_argument(
+        "--presence", type=int, default=200, help="pictures with questions on what they show (default: 200)"
+    )
+    parser.add_argument(
         "--lengths", type=int, nargs="+", metavar="K", help="default: the checkpoint's summary_lengths"
     )
     parser.add_argument("--batch-size", type=int, help="default: 250 scenes, or 16 rows of data")
@@ -345,7 +374,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     config = AutoConfig.from_pretrained(args.checkpoint)
     batch_size = 250 if args.batch_size is None else args.batch_size
     try:
-        _check(config, args.pictures, args.questions, args.retrieval, args.several, args.lengths, batch_size)
+        numbers = (args.pictures, args.questions, args.retrieval, args.several, args.presence)
+        _check(config, *numbers, args.lengths, batch_size)
     except ValueError as error:
         parser.error(str(error))
     for name, value in (("--rows", args.rows), ("--max-new-tokens", args.max_new_tokens)):
