@@ -53,8 +53,9 @@ test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that
 test-families: $(FAMILIES)/.installed ## Run the tests of all families of backbones and of quantisation, with what these need
 	$(FAMILIES)/bin/python $(PYTEST) -p tests.torchvision_on_cpu tests/families tests/modeling/quantised $(ARGS)
 
+# Not as `tests.…`: one of the packages there installs a package `tests`.
 test-harnesses: $(HARNESSES)/.installed ## Run the tests of mteb and lmms-eval with what these need
-	$(HARNESSES)/bin/python $(PYTEST) -p tests.torchvision_on_cpu tests/training/test_mteb.py tests/training/test_lmms_eval.py tests/training/test_answer_figures.py $(ARGS)
+	PYTHONPATH=tests $(HARNESSES)/bin/python $(PYTEST) -p torchvision_on_cpu tests/training/test_mteb.py tests/training/test_lmms_eval.py tests/training/test_answer_figures.py $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style and formatting; changes nothing
 	$(PY) -m ruff check .

@@ -30,26 +30,28 @@ def costs(
         prompt: in the chat template, with one image.
     """
     bare = getattr(processor, "backbone_processor", processor)
-    answers: dict[str, tuple[int, Callable[..., Any]]] = {}
+    width = model.config.get_text_config().hidden_size
+    answers: dict[str, tuple[int, int, Callable[..., Any]]] = {}
     if uncompressed:
         inputs = uncompressed_inputs(model, bare, [[image]], [prompt])
         image_token = bare.tokenizer.convert_tokens_to_ids(bare.image_token)
         generate = getattr(model, "generate_uncompressed", model.generate)
-        answers["uncompressed"] = (int((inputs["input_ids"] == image_token).sum()), partial(generate, **inputs))
+        tokens = int((inputs["input_ids"] == image_token).sum())
+        answers["uncompressed"] = (tokens, width, partial(generate, **inputs))
     if lengths:
         summary = model.compress(**processor.process_images([image]).to(model.device))
         inputs = processor(text=[prompt]).to(model.device)
         for k in lengths:
-            answers[f"k={k}"] = (k, partial(model.generate_from_summary, summary.truncate(k), **inputs))
-    width = model.config.get_text_config().hidden_size
+            short = summary.truncate(k)
+            answers[f"k={k}"] = (k, short.tokens.shape[-1], partial(model.generate_from_summary, short, **inputs))
     return {
         setting: {
             "tokens_per_image": tokens,
-            "bytes_per_image": 2 * width * tokens,
+            "bytes_per_image": 2 * numbers * tokens,
             "cache_bytes": round(_cache_bytes(answer) * tokens),
             "first_token_ms": _first_token_ms(answer, model.device),
         }
-        for setting, (tokens, answer) in answers.items()
+        for setting, (tokens, numbers, answer) in answers.items()
     }
 
 

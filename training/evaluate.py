@@ -33,23 +33,18 @@ from .answering import (
 )
 from .commands import command_of
 from .cost import costs
-from .metrics import preference, recall_at_k
 from .presence import SORTS, presence_questions
 from .provenance import SEED, provenance
 from .recipe import load_sources
+from .scene_retrieval import draw_captions, retrieval_figures, text_tokens
 from .scenes import (
-    HARD_NEGATIVE_SORTS,
     Question,
     Scene,
     ask,
     ask_several,
     companions,
-    describe,
-    hard_negatives,
     render,
     scene,
-    short_caption,
-    truth_table,
 )
 from .source_evaluation import check_lengths, evaluate_sources, format_source_results, settings_of, shown, with_cost
 from .sources import UnusableRowsError, open_sources
@@ -139,9 +134,47 @@ def evaluate(
     """
     config = AutoConfig.from_pretrained(checkpoint)
     _check(config, pictures, questions, retrieval, several, presence, lengths, batch_size)
-    is_fwd2bot = config.model_type == "fwd2bot"
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype).eval().to(device)
     processor = AutoProcessor.from_pretrained(checkpoint)
+    figures = evaluate_model(
+        model,
+        processor,
+        split=split,
+        pictures=pictures,
+        questions=questions,
+        retrieval=min(1000, pictures) if retrieval is None else retrieval,
+        several=several,
+        presence=presence,
+        lengths=lengths,
+        batch_size=batch_size,
+        shapes_only=shapes_only,
+    )
+    return provenance(checkpoint, model) | figures
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: Any,
+    processor: Any,
+    *,
+    split: str,
+    pictures: int,
+    questions: int,
+    retrieval: int,
+    several: int,
+    presence: int,
+    lengths: Sequence[int] | None = None,
+    batch_size: int = 250,
+    shapes_only: bool = False,
+    uncompressed: bool = True,
+) -> dict[str, Any]:
+    """The figures of `evaluate`, of a model that is there already, in evaluation mode.
+
+    Args:
+        retrieval: number of pictures among which is searched; 0: none.
+        uncompressed: whether the backbone on all image tokens is asked as well.
+    """
+    is_fwd2bot = model.config.model_type == "fwd2bot"
     scenes = [scene(split, index, shapes_only=shapes_only) for index in range(pictures)]
     images = [render(one) for one in tqdm(scenes, desc="draw", leave=False)]
     asked = [
@@ -150,13 +183,12 @@ def evaluate(
     asked_of_several = _ask_several(scenes, several)
     asked_of_presence = _ask_presence(scenes[:presence])
     results: dict[str, Any] = {
-        **provenance(checkpoint, model),
         "split": split,
         "pictures": pictures,
         "questions": len(asked),
         "several_questions": len(asked_of_several),
         "presence_pictures": min(presence, pictures),
-        "retrieval_pictures": min(1000, pictures) if retrieval is None else retrieval,
+        "retrieval_pictures": retrieval,
     }
     if is_fwd2bot:
         results["fingerprint"] = model.fingerprint
@@ -177,25 +209,26 @@ def evaluate(
             figures["presence"] = _presence_by_sort(asked_of_presence, given)
         return figures
 
-    def uncompressed(shown: list[tuple[int, ...]], prompts: list[str]) -> torch.Tensor:
+    def from_all_tokens(shown: list[tuple[int, ...]], prompts: list[str]) -> torch.Tensor:
         return answer_uncompressed(model, bare_processor, [[images[i] for i in row] for row in shown], prompts)
 
-    results["uncompressed"] = {
-        **answers(uncompressed),
-        "bytes_per_image": image_tokens(bare_processor) * width * 2,
-    }
+    if uncompressed:
+        results["uncompressed"] = {
+            **answers(from_all_tokens),
+            "bytes_per_image": image_tokens(bare_processor) * width * 2,
+        }
     lengths = list(model.config.summary_lengths if lengths is None else lengths) if is_fwd2bot else []
     asking = [{"type": "image"}, {"type": "text", "text": asked[0][1].text}]
     prompt = bare_processor.apply_chat_template([{"role": "user", "content": asking}], add_generation_prompt=True)
-    results["cost"] = costs(model, processor, images[0], prompt, lengths)
+    results["cost"] = costs(model, processor, images[0], prompt, lengths, uncompressed)
     if not is_fwd2bot:
         return results
 
     inputs = (processor.process_images(images[part]).to(model.device) for part in slices(pictures, batch_size))
     summary = Fwd2BotSummary.cat([model.compress(**batch) for batch in tqdm(inputs, desc="compress", leave=False)])
-    searched = range(results["retrieval_pictures"])
-    captions = _captions([scenes[index] for index in searched])
-    tokens = _text_tokens(model, processor, captions, batch_size)
+    searched = range(retrieval)
+    captions = draw_captions([scenes[index] for index in searched]) if retrieval else {}
+    tokens = text_tokens(model, processor, captions, batch_size) if retrieval else {}
     for k in lengths:
         short = summary.truncate(k)
 
@@ -206,8 +239,8 @@ def evaluate(
 
         results[f"k={k}"] = {
             **answers(compressed),
-            "bytes_per_image": k * width * 2,
-            **_retrieval(model, summary[searched], captions, tokens, k),
+            "bytes_per_image": k * summary.tokens.shape[-1] * 2,
+            **(retrieval_figures(model, summary[searched], captions, tokens, k) if retrieval else {}),
         }
     return results
 
@@ -282,62 +315,6 @@ def _presence_by_sort(asked: list[Asked], given: list[str]) -> dict[str, dict[st
         if rows:
             figures[sort] = yes_no_figures([given[row] for row in rows], [asked[row][1].answer for row in rows])
     return figures
-
-
-def _captions(scenes: Sequence[Scene]) -> dict[str, Any]:
-    """The texts of the retrieval figures, drawn anew from each scene alone."""
-    short = [short_caption(one, scene_rng("short", one)) for one in scenes]
-    pairs: dict[str, list[tuple[int, str, str]]] = {sort: [] for sort in HARD_NEGATIVE_SORTS}
-    for index, one in enumerate(scenes):
-        for sort, (caption, negative) in hard_negatives(one, scene_rng("negative", one)).items():
-            pairs[sort].append((index, caption.text, negative))
-    return {
-        "full": [describe(one, scene_rng("full", one)) for one in scenes],
-        "short": [caption.text for caption in short],
-        "short_is_true": torch.from_numpy(truth_table(short, scenes)),  # (N, M)
-        "pairs": {sort: values for sort, values in pairs.items() if values},
-    }
-
-
-def _text_tokens(model: Any, processor: Any, captions: dict[str, Any], batch_size: int) -> dict[str, torch.Tensor]:
-    """Summary tokens `(M, k_max, d)` of every text that is needed, by its own words."""
-    texts = [*captions["full"], *captions["short"]]
-    texts += [text for values in captions["pairs"].values() for _, *both in values for text in both]
-    unique = sorted(set(texts), key=len)
-    tokens = torch.cat(
-        [
-            model.compress(**processor.process_texts(unique[part]).to(model.device)).tokens
-            for part in tqdm(list(slices(len(unique), batch_size)), desc="texts", leave=False)
-        ]
-    )
-    return dict(zip(unique, tokens, strict=True))
-
-
-def _retrieval(model: Any, summary: Any, captions: dict[str, Any], tokens: dict[str, torch.Tensor], k: int) -> dict:
-    """Recall both ways with full and with short captions, and preference over each sort of hard negative."""
-
-    def embed(texts: Sequence[str]) -> torch.Tensor:
-        return model.embed(summary=torch.stack([tokens[text] for text in texts]), num_summary_tokens=k)
-
-    images = model.embed(summary=summary, num_summary_tokens=k)  # (N, e)
-    full, short = images @ embed(captions["full"]).T, images @ embed(captions["short"]).T  # (N, N)
-    own, true = torch.eye(len(images), dtype=torch.bool), captions["short_is_true"]
-    ks = [k for k in (1, 5, 10) if k <= len(images)]
-    sorts = {
-        sort: preference(
-            images[[index for index, _, _ in pairs]],
-            embed([caption for _, caption, _ in pairs]),
-            embed([negative for _, _, negative in pairs]),
-        )
-        for sort, pairs in captions["pairs"].items()
-    }
-    return {
-        "full_caption_to_image": recall_at_k(full.T.cpu(), own, ks),
-        "image_to_full_caption": recall_at_k(full.cpu(), own, ks),
-        "short_caption_to_image": recall_at_k(short.T.cpu(), true.T, ks),
-        "image_to_short_caption": recall_at_k(short.cpu(), true, ks),
-        "hard_negatives": {**sorts, "mean": sum(sorts.values()) / len(sorts)},
-    }
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -18,9 +18,12 @@ def provenance(checkpoint: str | Path, model: Any) -> dict[str, Any]:
     else:
         found["revision"] = getattr(model.config, "_commit_hash", None)
     found["dtype"] = str(model.dtype).removeprefix("torch.")
-    found["seed"] = SEED
-    found["versions"] = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
-    return found
+    return found | {"seed": SEED, "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that figures depend on."""
+    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
 def weights_hash(folder: Path) -> str:
