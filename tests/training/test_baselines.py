@@ -9,7 +9,7 @@ from tiny_recipes import BACKBONE, DATA, TRAINING
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor, Fwd2BotSummary
 from fwd2bot.training.backbone import build_backbone, build_processor
-from fwd2bot.training.baselines import grid, run
+from fwd2bot.training.baselines import grid, report, run
 from fwd2bot.training.baselines.cache_model import CacheCompression
 from fwd2bot.training.baselines.grid import METHODS, Row
 from fwd2bot.training.baselines.token_models import AttentionPruning, AveragePooling, QueryTransformer, TokenMerging
@@ -204,6 +204,8 @@ def test_grid_goes_on_where_it_was_and_refuses_another_budget(backbone, recipe_f
         "open  uncompressed-seed0",
         *(f"open  pooling-k4-seed{seed}" for seed in (0, 1, 2)),
     ]
+    command(folder, backbone, recipe_file, "--list", "--seeds", "2")
+    assert capsys.readouterr().out == "open  pooling-k4-seed2\n"
     command(folder, backbone, recipe_file)
     first = (folder / "pooling-k4-seed0.json").read_bytes()
     (folder / "pooling-k4-seed1.json").unlink()
@@ -247,3 +249,57 @@ def test_unknown_row_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run.main([str(tmp_path), "--rows", "typo"])
     assert "unknown row typo; choose from" in capsys.readouterr().err
+
+
+def result(name, method, seed, right, lengths=(4,), **more):
+    """What a row leaves behind, with made-up figures."""
+    cost = {"tokens_per_image": 4, "bytes_per_image": 1536, "cache_bytes": 9216, "first_token_ms": 3.21}
+    setting = "uncompressed" if not lengths else "k=4"
+    figures = {setting: {"answers": {"all": right}, "presence": {"adversarial": {"f1": 0.5}}}, "cost": {setting: cost}}
+    values = {"name": name, "method": method, "seed": seed, "config": {}, "rank": 1.0, "about": "what it is"}
+    values |= {"backbone_sha256": "ab" * 32, "steps": 10, "steps_done": 10, "batch_size": 2, "lora_rank": 4}
+    values |= {"pictures": 9, "test_pictures": 5, "split": "validation", "seconds": 61.0, "loss": [2.0, 1.25]}
+    values |= {
+        "trained_parameters": 1234,
+        "fingerprint": "0123456789",
+        "versions": {"torch": "2"},
+        "command": "python",
+    }
+    return values | {"figures": figures} | more
+
+
+def write(folder, *results):
+    folder.mkdir(exist_ok=True)
+    for one in results:
+        (folder / f"{one['name']}-seed{one['seed']}.json").write_text(json.dumps(one))
+    return folder
+
+
+def test_report_has_mean_and_range_of_seeds_costs_plots_and_what_was_not_run(tmp_path):
+    folder = write(
+        tmp_path / "results",
+        *(result("pooling-k4", "pooling", seed, right) for seed, right in enumerate((0.5, 0.6, 0.7))),
+        result("uncompressed", "uncompressed", 0, 0.8, lengths=(), loss=None, steps_done=0),
+    )
+    report.main([str(folder), str(tmp_path / "docs")])
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "| pooling-k4 | 4 | 60.0 (50.0 to 70.0) | 50.0 (50.0 to 50.0) |" in page
+    assert "| 1,536 | 9,216 | 3.2 | 3 |" in page and "| uncompressed | 4 | 80.0 |" in page
+    assert f"4 of {len(grid.rows())} rows were run" in page
+    assert "- fwd2bot (seed 0, 1, 2): as shipped" in page and "- pooling-k4" not in page
+    assert "2.00 to 1.25" in page
+    for name in ("results-tokens.png", "results-bytes.png"):
+        assert f"({name})" in page and (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_of_nothing_says_that_nothing_was_run(tmp_path):
+    report.main([str(tmp_path), str(tmp_path / "docs")])
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert page.count("\n- ") == len({row.name for row in grid.rows()}) and "png" not in page
+    assert not list((tmp_path / "docs").glob("*.png"))
+
+
+def test_results_of_different_budgets_are_not_put_into_one_table(tmp_path):
+    write(tmp_path, result("fwd2bot", "fwd2bot", 0, 0.5), result("pooling-k4", "pooling", 0, 0.5, steps=20))
+    with pytest.raises(ValueError, match=r"different steps, \['10', '20'\]"):
+        report.read(tmp_path)

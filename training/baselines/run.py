@@ -35,7 +35,9 @@ BUDGET = ("backbone_sha256", "steps", "batch_size", "lora_rank", "pictures", "te
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
-    chosen = [row for row in rows() if not args.rows or row.name in args.rows]
+    chosen = [
+        row for row in rows() if row.name in (args.rows or [row.name]) and row.seed in (args.seeds or [row.seed])
+    ]
     if args.list:
         for row in chosen:
             print(f"{'done' if (args.output / row.file).exists() else 'open':<6}{row.file.removesuffix('.json')}")
@@ -216,6 +218,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=800, help="of every row")
     parser.add_argument("--minutes", type=float, help="stop the training of a row after so many")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these; --list shows all")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="only these")
     parser.add_argument("--test-pictures", type=int, default=400, help="five questions about each")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--list", action="store_true", help="show which rows are done and which are open")
