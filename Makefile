@@ -11,9 +11,10 @@ PYTEST := -m pytest -n $(JOBS) --dist loadfile
 # Environments of their own, for tests that need other packages than the rest.
 OLDEST := .venv-oldest
 FAMILIES := .venv-families
+HARNESSES := .venv-harnesses
 
 .DEFAULT_GOAL := help
-.PHONY: help demo space space-export space-pictures test test-slow test-space test-oldest test-families lint format wheel benchmark-import clean distclean
+.PHONY: help demo space space-export space-pictures test test-slow test-space test-oldest test-families test-harnesses lint format wheel benchmark-import clean distclean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,7 +35,7 @@ space-pictures: $(VENV)/.installed-space ## Take the pictures of the Space in do
 	FWD2BOT_SPACE_PICTURES=docs $(PY) -m pytest tests/space/browser -m browser -k picture_of_each_tab $(ARGS)
 
 # Their models are tiny: a second thread only waits for the first.
-test test-slow test-space test-oldest test-families: export OMP_NUM_THREADS ?= 1
+test test-slow test-space test-oldest test-families test-harnesses: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/.installed-dev ## Run the tests (without those marked slow or gpu)
 	$(PY) $(PYTEST) $(ARGS)
@@ -51,6 +52,10 @@ test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that
 
 test-families: $(FAMILIES)/.installed ## Run the tests of all families of backbones, of quantisation and of reports, with what these need
 	$(FAMILIES)/bin/python $(PYTEST) -p tests.torchvision_on_cpu tests/families tests/modeling/quantised tests/training/test_reports.py $(ARGS)
+
+# Not as `tests.…`: one of the packages there installs a package `tests`.
+test-harnesses: $(HARNESSES)/.installed ## Run the tests of mteb and lmms-eval with what these need
+	PYTHONPATH=tests $(HARNESSES)/bin/python $(PYTEST) -p torchvision_on_cpu tests/training/test_mteb.py tests/training/test_lmms_eval.py tests/training/test_answer_figures.py $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Check style and formatting; changes nothing
 	$(PY) -m ruff check .
@@ -71,7 +76,7 @@ clean: ## Remove what builds and tests leave behind
 	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -not -path "./.venv-*" -not -path "./.git/*" -prune -exec rm -rf {} +
 
 distclean: clean ## The same, and the virtual environments
-	rm -rf "$(VENV)" $(OLDEST) $(FAMILIES)
+	rm -rf "$(VENV)" $(OLDEST) $(FAMILIES) $(HARNESSES)
 
 # The stamps: an environment is made once, and installed again when what it is made from has changed.
 %/.created:
@@ -104,4 +109,8 @@ $(OLDEST)/.installed: $(OLDEST)/.created pyproject.toml constraints-oldest.txt
 
 $(FAMILIES)/.installed: $(FAMILIES)/.created pyproject.toml constraints.txt
 	$(FAMILIES)/bin/python $(PIP_INSTALL) -c constraints.txt -e ".[dev,quantization]" torchvision num2words trackio wandb
+	@touch $@
+
+$(HARNESSES)/.installed: $(HARNESSES)/.created pyproject.toml constraints.txt
+	$(HARNESSES)/bin/python $(PIP_INSTALL) -c constraints.txt -e ".[dev,mteb,lmms-eval]"
 	@touch $@

@@ -50,6 +50,14 @@ def answer_uncompressed(
     model: Any, processor: Any, images: list[list], prompts: list[str], max_new_tokens: int = ANSWER_TOKENS
 ) -> torch.Tensor:
     """New ids `(N, T)` from the pictures themselves, `images` being those of each prompt."""
+    inputs = uncompressed_inputs(model, processor, images, prompts)
+    generate = getattr(model, "generate_uncompressed", model.generate)
+    new_ids = generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return new_ids[:, inputs["input_ids"].shape[1] :]
+
+
+def uncompressed_inputs(model: Any, processor: Any, images: list[list], prompts: list[str]) -> Any:
+    """What the bare backbone reads of pictures and prompts."""
     inputs = processor(
         images=images,
         text=prompts,
@@ -59,9 +67,7 @@ def answer_uncompressed(
         add_special_tokens=adds_special_tokens(processor.tokenizer, prompts),
     ).to(model.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    generate = getattr(model, "generate_uncompressed", model.generate)
-    new_ids = generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    return new_ids[:, inputs["input_ids"].shape[1] :]
+    return inputs
 
 
 def answer_from_summary(

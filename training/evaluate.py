@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from fwd2bot import Fwd2BotSummary
 from fwd2bot.folder_fwd2bot import check_name
 
+from .answer_figures import yes_no_figures
 from .answering import (
     Asked,
     answer,
@@ -33,22 +33,21 @@ from .answering import (
     slices,
 )
 from .commands import command_of
-from .metrics import preference, recall_at_k
+from .cost import costs
+from .presence import SORTS, presence_questions
+from .provenance import SEED, provenance
 from .recipe import load_sources
+from .scene_retrieval import draw_captions, retrieval_figures, text_tokens
 from .scenes import (
-    HARD_NEGATIVE_SORTS,
+    Question,
     Scene,
     ask,
     ask_several,
     companions,
-    describe,
-    hard_negatives,
     render,
     scene,
-    short_caption,
-    truth_table,
 )
-from .source_evaluation import check_lengths, evaluate_sources, flatten, format_source_results
+from .source_evaluation import check_lengths, evaluate_sources, format_source_results, settings_of, shown, with_cost
 from .sources import UnusableRowsError, open_sources
 
 SEVERAL = (2, 3, 4, 5)  # pictures of a prompt that shows several
@@ -56,7 +55,7 @@ SEVERAL = (2, 3, 4, 5)  # pictures of a prompt that shows several
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     try:
         results = _evaluate_scenes(args) if args.data is None else _evaluate_data(args)
     except (ValueError, OSError, UnusableRowsError) as error:
@@ -91,6 +90,7 @@ def _evaluate_scenes(args: argparse.Namespace) -> dict[str, Any]:
         questions=args.questions,
         retrieval=args.retrieval,
         several=args.several,
+        presence=args.presence,
         lengths=args.lengths,
         batch_size=args.batch_size or 250,
         dtype=getattr(torch, args.dtype),
@@ -108,6 +108,7 @@ def evaluate(
     questions: int = 5,
     retrieval: int | None = None,
     several: int = 2000,
+    presence: int = 200,
     lengths: Sequence[int] | None = None,
     batch_size: int = 250,
     dtype: torch.dtype = torch.float32,
@@ -122,31 +123,69 @@ def evaluate(
         pictures, questions: number of pictures, and of questions about each.
         retrieval: number of pictures (the first) among which is searched. Default: 1000, or all if there are fewer.
         several: number of questions that each show 2 to 5 of the pictures; 0, or a single picture, leaves them out.
+        presence: number of pictures (the first) with questions on what they show, see `presence_questions`; 0: none.
         lengths: lengths k. Default: the checkpoint's `summary_lengths`.
 
     Raises:
         ValueError: a number is out of its range; before any compute.
     """
     config = AutoConfig.from_pretrained(checkpoint)
-    _check(config, pictures, questions, retrieval, several, lengths, batch_size)
-    is_fwd2bot = config.model_type == "fwd2bot"
+    _check(config, pictures, questions, retrieval, several, presence, lengths, batch_size)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype).eval().to(device)
     processor = AutoProcessor.from_pretrained(checkpoint)
+    figures = evaluate_model(
+        model,
+        processor,
+        split=split,
+        pictures=pictures,
+        questions=questions,
+        retrieval=min(1000, pictures) if retrieval is None else retrieval,
+        several=several,
+        presence=presence,
+        lengths=lengths,
+        batch_size=batch_size,
+        shapes_only=shapes_only,
+    )
+    return provenance(checkpoint, model) | figures
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: Any,
+    processor: Any,
+    *,
+    split: str,
+    pictures: int,
+    questions: int,
+    retrieval: int,
+    several: int,
+    presence: int,
+    lengths: Sequence[int] | None = None,
+    batch_size: int = 250,
+    shapes_only: bool = False,
+    uncompressed: bool = True,
+) -> dict[str, Any]:
+    """The figures of `evaluate`, of a model that is there already, in evaluation mode.
+
+    Args:
+        retrieval: number of pictures among which is searched; 0: none.
+        uncompressed: whether the backbone on all image tokens is asked as well.
+    """
+    is_fwd2bot = model.config.model_type == "fwd2bot"
     scenes = [scene(split, index, shapes_only=shapes_only) for index in range(pictures)]
     images = [render(one) for one in tqdm(scenes, desc="draw", leave=False)]
     asked = [
         ((i,), question) for i, one in enumerate(scenes) for question in ask(one, scene_rng("ask", one), questions)
     ]
     asked_of_several = _ask_several(scenes, several)
+    asked_of_presence = _ask_presence(scenes[:presence])
     results: dict[str, Any] = {
-        "checkpoint": Path(checkpoint).name,
         "split": split,
         "pictures": pictures,
         "questions": len(asked),
         "several_questions": len(asked_of_several),
-        "retrieval_pictures": min(1000, pictures) if retrieval is None else retrieval,
-        "dtype": str(dtype).removeprefix("torch."),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "presence_pictures": min(presence, pictures),
+        "retrieval_pictures": retrieval,
     }
     if is_fwd2bot:
         results["fingerprint"] = model.fingerprint
@@ -162,24 +201,32 @@ def evaluate(
             given = answer(asked_of_several, bare_processor, batch_size, generate)
             figures["several"] = right_by_kind(asked_of_several, given)
             figures["several_by_pictures"] = right_by_pictures(asked_of_several, given)
+        if asked_of_presence:
+            given = answer(asked_of_presence, bare_processor, batch_size, generate)
+            figures["presence"] = _presence_by_sort(asked_of_presence, given)
         return figures
 
-    def uncompressed(shown: list[tuple[int, ...]], prompts: list[str]) -> torch.Tensor:
+    def from_all_tokens(shown: list[tuple[int, ...]], prompts: list[str]) -> torch.Tensor:
         return answer_uncompressed(model, bare_processor, [[images[i] for i in row] for row in shown], prompts)
 
-    results["uncompressed"] = {
-        **answers(uncompressed),
-        "bytes_per_image": image_tokens(bare_processor) * width * 2,
-    }
+    if uncompressed:
+        results["uncompressed"] = {
+            **answers(from_all_tokens),
+            "bytes_per_image": image_tokens(bare_processor) * width * 2,
+        }
+    lengths = list(model.config.summary_lengths if lengths is None else lengths) if is_fwd2bot else []
+    asking = [{"type": "image"}, {"type": "text", "text": asked[0][1].text}]
+    prompt = bare_processor.apply_chat_template([{"role": "user", "content": asking}], add_generation_prompt=True)
+    results["cost"] = costs(model, processor, images[0], prompt, lengths, uncompressed)
     if not is_fwd2bot:
         return results
 
     inputs = (processor.process_images(images[part]).to(model.device) for part in slices(pictures, batch_size))
     summary = Fwd2BotSummary.cat([model.compress(**batch) for batch in tqdm(inputs, desc="compress", leave=False)])
-    searched = range(results["retrieval_pictures"])
-    captions = _captions([scenes[index] for index in searched])
-    tokens = _text_tokens(model, processor, captions, batch_size)
-    for k in model.config.summary_lengths if lengths is None else lengths:
+    searched = range(retrieval)
+    captions = draw_captions([scenes[index] for index in searched]) if retrieval else {}
+    tokens = text_tokens(model, processor, captions, batch_size) if retrieval else {}
+    for k in lengths:
         short = summary.truncate(k)
 
         def compressed(
@@ -189,28 +236,23 @@ def evaluate(
 
         results[f"k={k}"] = {
             **answers(compressed),
-            "bytes_per_image": k * width * 2,
-            **_retrieval(model, summary[searched], captions, tokens, k),
+            "bytes_per_image": k * summary.tokens.shape[-1] * 2,
+            **(retrieval_figures(model, summary[searched], captions, tokens, k) if retrieval else {}),
         }
     return results
 
 
 def format_results(results: dict[str, Any]) -> str:
     """The results as a plain table, percentages, a column per setting."""
-    settings = [name for name in results if name == "uncompressed" or name.startswith("k=")]
-    flat = {name: flatten(results[name]) for name in settings}
+    settings = settings_of(results)
+    flat = with_cost(results)
     rows = list(dict.fromkeys(row for values in flat.values() for row in values))
     size = f"{results['pictures']} pictures, {results['questions']} questions"
     size += f", {results['several_questions']} on several pictures"
     lines = [f"{results['checkpoint']}: {size} ({results['split']})"]
     lines.append(" " * 44 + "".join(f"{name:>14}" for name in settings))
     for row in rows:
-        cells = []
-        for name in settings:
-            value = flat[name].get(row)
-            shown = "" if value is None else str(value) if isinstance(value, int) else f"{100 * value:.1f}"
-            cells.append(f"{shown:>14}")
-        lines.append(f"{row:<44}" + "".join(cells))
+        lines.append(f"{row:<44}" + "".join(f"{shown(row, flat[name].get(row)):>14}" for name in settings))
     return "\n".join(lines)
 
 
@@ -220,14 +262,16 @@ def _check(
     questions: int,
     retrieval: int | None,
     several: int,
+    presence: int,
     lengths: Sequence[int] | None,
     batch_size: int,
 ) -> None:
     for name, value in (("pictures", pictures), ("questions", questions), ("batch size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
-    if several < 0:
-        raise ValueError(f"several must be at least 0, got {several}.")
+    for name, value in (("several", several), ("presence", presence)):
+        if value < 0:
+            raise ValueError(f"{name} must be at least 0, got {value}.")
     if retrieval is not None and not 1 <= retrieval <= pictures:
         raise ValueError(f"retrieval must be in 1..{pictures} (pictures), got {retrieval}.")
     if lengths is not None and config.model_type == "fwd2bot":
@@ -259,60 +303,19 @@ def _ask_several(scenes: Sequence[Scene], count: int) -> list[Asked]:
     return asked
 
 
-def _captions(scenes: Sequence[Scene]) -> dict[str, Any]:
-    """The texts of the retrieval figures, drawn anew from each scene alone."""
-    short = [short_caption(one, scene_rng("short", one)) for one in scenes]
-    pairs: dict[str, list[tuple[int, str, str]]] = {sort: [] for sort in HARD_NEGATIVE_SORTS}
-    for index, one in enumerate(scenes):
-        for sort, (caption, negative) in hard_negatives(one, scene_rng("negative", one)).items():
-            pairs[sort].append((index, caption.text, negative))
-    return {
-        "full": [describe(one, scene_rng("full", one)) for one in scenes],
-        "short": [caption.text for caption in short],
-        "short_is_true": torch.from_numpy(truth_table(short, scenes)),  # (N, M)
-        "pairs": {sort: values for sort, values in pairs.items() if values},
-    }
+def _ask_presence(scenes: Sequence[Scene]) -> list[Asked]:
+    """Questions on what each picture shows and does not, the sort of the negatives as their kind."""
+    asked = presence_questions([list(one.counts) for one in scenes])
+    return [((q.picture,), Question(q.sort, q.text("Is there {thing} in the picture?"), q.answer)) for q in asked]
 
 
-def _text_tokens(model: Any, processor: Any, captions: dict[str, Any], batch_size: int) -> dict[str, torch.Tensor]:
-    """Summary tokens `(M, k_max, d)` of every text that is needed, by its own words."""
-    texts = [*captions["full"], *captions["short"]]
-    texts += [text for values in captions["pairs"].values() for _, *both in values for text in both]
-    unique = sorted(set(texts), key=len)
-    tokens = torch.cat(
-        [
-            model.compress(**processor.process_texts(unique[part]).to(model.device)).tokens
-            for part in tqdm(list(slices(len(unique), batch_size)), desc="texts", leave=False)
-        ]
-    )
-    return dict(zip(unique, tokens, strict=True))
-
-
-def _retrieval(model: Any, summary: Any, captions: dict[str, Any], tokens: dict[str, torch.Tensor], k: int) -> dict:
-    """Recall both ways with full and with short captions, and preference over each sort of hard negative."""
-
-    def embed(texts: Sequence[str]) -> torch.Tensor:
-        return model.embed(summary=torch.stack([tokens[text] for text in texts]), num_summary_tokens=k)
-
-    images = model.embed(summary=summary, num_summary_tokens=k)  # (N, e)
-    full, short = images @ embed(captions["full"]).T, images @ embed(captions["short"]).T  # (N, N)
-    own, true = torch.eye(len(images), dtype=torch.bool), captions["short_is_true"]
-    ks = [k for k in (1, 5, 10) if k <= len(images)]
-    sorts = {
-        sort: preference(
-            images[[index for index, _, _ in pairs]],
-            embed([caption for _, caption, _ in pairs]),
-            embed([negative for _, _, negative in pairs]),
-        )
-        for sort, pairs in captions["pairs"].items()
-    }
-    return {
-        "full_caption_to_image": recall_at_k(full.T.cpu(), own, ks),
-        "image_to_full_caption": recall_at_k(full.cpu(), own, ks),
-        "short_caption_to_image": recall_at_k(short.T.cpu(), true.T, ks),
-        "image_to_short_caption": recall_at_k(short.cpu(), true, ks),
-        "hard_negatives": {**sorts, "mean": sum(sorts.values()) / len(sorts)},
-    }
+def _presence_by_sort(asked: list[Asked], given: list[str]) -> dict[str, dict[str, float]]:
+    figures = {}
+    for sort in SORTS:
+        rows = [row for row, (_, question) in enumerate(asked) if question.kind == sort]
+        if rows:
+            figures[sort] = yes_no_figures([given[row] for row in rows], [asked[row][1].answer for row in rows])
+    return figures
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -325,6 +328,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--retrieval", type=int, help="search among the first so many pictures (default: 1000, or all if fewer)"
     )
     parser.add_argument("--several", type=int, default=2000, help="questions about 2 to 5 pictures (default: 2000)")
+    parser.add_argument(
+        "--presence", type=int, default=200, help="pictures with questions on what they show (default: 200)"
+    )
     parser.add_argument(
         "--lengths", type=int, nargs="+", metavar="K", help="default: the checkpoint's summary_lengths"
     )
@@ -354,7 +360,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"{args.checkpoint} {what}; give the folder of a trained model, or its Hub id ({_first(error)})")
     batch_size = 250 if args.batch_size is None else args.batch_size
     try:
-        _check(config, args.pictures, args.questions, args.retrieval, args.several, args.lengths, batch_size)
+        numbers = (args.pictures, args.questions, args.retrieval, args.several, args.presence)
+        _check(config, *numbers, args.lengths, batch_size)
     except ValueError as error:
         parser.error(str(error))
     for name, value in (("--rows", args.rows), ("--max-new-tokens", args.max_new_tokens)):

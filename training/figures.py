@@ -6,96 +6,15 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers.utils import logging
 
+from .answer_figures import Asked, answer_figures
 from .answering import answer_from_summary, answer_uncompressed
 from .caption_scores import caption_scores
 from .metrics import recall_at_k
-from .source_recipe import SourcesData
-from .sources import ConversationEncoder, MalformedRowError, SamplePreparer, Source, UnusableRowsError, content_hash
-from .sources.tables import rows_of
-from .validation import KS, normalised, question_of
-
-logger = logging.get_logger(__name__)
+from .source_reader import Judged, SourceReader
+from .validation import KS
 
 UNCOMPRESSED = "uncompressed"
-
-
-@dataclass
-class Judged:
-    """What is asked of a model about one row, its pictures opened.
-
-    Args:
-        messages: up to the answer. expected: that answer, or None for a caption, whose true ones are `captions`.
-        image_group: hash of the first picture's pixels.
-    """
-
-    images: list[Any]
-    image_group: int
-    messages: list[dict[str, Any]]
-    expected: str | None
-    captions: list[str]
-
-
-class SourceReader:
-    """The rows of a source, in order, as what is asked; broken rows are logged, counted and left out.
-
-    A row of questions gives its last question; one of captions is asked for a caption, by the first of
-    `data.caption_prompts`. Rows without pictures have nothing to compress and are passed over.
-
-    Raises:
-        UnusableRowsError: in use, for more than `data.max_broken` broken rows.
-    """
-
-    def __init__(self, source: Source, data: SourcesData, processor: Any):
-        self.source, self.data = source, data
-        self.open_image = SamplePreparer(data, ConversationEncoder(processor)).open_image
-        self.num_broken = 0
-
-    def __call__(self, limit: int | None = None) -> Iterator[Judged]:
-        found = 0
-        table = self.source.table
-        rows = rows_of(table) if self.source.streamed else (table[index] for index in range(len(table)))
-        for number, row in enumerate(rows):
-            if found == limit:
-                return
-            try:
-                one = self._judged(row, number)
-            except (MalformedRowError, ValueError, OSError) as error:
-                self._count(self.source.read.key(row, number), error)
-                continue
-            if one is not None:
-                found += 1
-                yield one
-
-    def _judged(self, row: dict[str, Any], number: int) -> Judged | None:
-        sample = self.source.read(row, number)
-        if not sample["images"]:
-            return None
-        if sample["captions"]:
-            parts = [{"type": "image"}, {"type": "text", "text": self.data.caption_prompts[0]}]
-            asked: tuple[list, str | None] = ([{"role": "user", "content": parts}], None)
-        else:
-            question = question_of(sample)
-            if question is None:
-                return None
-            asked = question
-            shown = sum(part["type"] == "image" for message in asked[0] for part in message["content"])
-            if not shown:
-                return None
-            sample["images"] = sample["images"][:shown]
-        images = [self.open_image(image) for image in sample["images"]]
-        return Judged(images, content_hash(images[0]), *asked, sample["captions"])
-
-    def _count(self, key: str, error: Exception) -> None:
-        self.num_broken += 1
-        name, most = self.source.recipe.name, self.data.max_broken
-        logger.warning(f"sources[{name!r}], {key}: {error} ({self.num_broken} of at most {most} broken)")
-        if self.num_broken > most:
-            raise UnusableRowsError(
-                f"{self.num_broken} rows of {name!r} are broken, more than max_broken={most}; the last was {key}: "
-                f"{error}. Mend the data, or raise max_broken"
-            ) from error
 
 
 @dataclass
@@ -123,12 +42,11 @@ def source_figures(
 
     Where there are captions, "captions" counts the true ones.
 
-    Of questions: `exact_match`, the share of answers that equal the expected one but for case, surrounding white space
-    and final punctuation. Of captions: `captions`, the scores of a greedy caption against all true ones of the picture
-    (see `caption_scores`), and, compressed only, `text_to_image` and `image_to_text`, recall at 1, 5 and 10. Rows
-    with the same picture, pixel by pixel, are one picture with the captions of all of them; a caption that stands at
-    several pictures is a hit for each. `bytes_per_image` counts two bytes a number; uncompressed, the image tokens as
-    they enter the language model, the mean over the pictures.
+    Of questions: see `answer_figures`. Of captions: `captions`, the scores of a greedy caption against all true ones
+    of the picture (see `caption_scores`), and, compressed only, `text_to_image` and `image_to_text`, recall at 1, 5
+    and 10. Rows with the same picture, pixel by pixel, are one picture with the captions of all of them; a caption
+    that stands at several pictures is a hit for each. `bytes_per_image` counts two bytes a number; uncompressed, the
+    image tokens as they enter the language model, the mean over the pictures.
 
     Args:
         model, processor: a Fwd2Bot, in evaluation mode.
@@ -142,15 +60,15 @@ def source_figures(
     """
     settings = ([UNCOMPRESSED] if uncompressed else []) + [f"k={k}" for k in lengths]
     gathered = {setting: _Gathered() for setting in settings}
-    expected: list[str] = []
+    asked: list[Asked] = []
     references: dict[int, list[str]] = {}
     image_tokens, groups, rows = [], set(), 0
-    for part in _batches(tqdm(reader(limit), desc=reader.source.recipe.name, leave=False), batch_size):
+    for part in batches(tqdm(reader(limit), desc=reader.source.recipe.name, leave=False), batch_size):
         prompts = [
             processor.backbone_processor.apply_chat_template(one.messages, add_generation_prompt=True) for one in part
         ]
         inputs = processor.process_images([image for one in part for image in one.images]).to(model.device)
-        image_tokens += _image_tokens(inputs, model)
+        image_tokens += num_image_tokens(inputs, model)
         summary = model.compress(**inputs, num_summary_tokens=max(lengths))
         rows += len(part)
         firsts = _firsts([len(one.images) for one in part])
@@ -160,7 +78,7 @@ def source_figures(
                 own = references.setdefault(one.image_group, [])
                 own += [caption for caption in one.captions if caption not in own]
             else:
-                expected.append(one.expected)
+                asked.append(Asked(one.expected, one.answers, one.group, one.category))
         for setting in settings:
             if setting == UNCOMPRESSED:
                 images = [one.images for one in part]
@@ -187,11 +105,11 @@ def source_figures(
     if references:
         figures["captions"] = sum(map(len, references.values()))
     texts = sorted({caption for own in references.values() for caption in own}, key=len)
-    text_embeds = _text_embeds(model, processor, texts, lengths, batch_size)
+    text_embeds = embed_texts(model, processor, texts, lengths, batch_size)
     for setting, seen in gathered.items():
         figures[setting] = one = {}
-        if expected:
-            one["exact_match"] = _right(seen.answers, expected)
+        if asked:
+            one |= answer_figures(seen.answers, asked)
         if len(references) > 1:
             one["captions"] = caption_scores([seen.captions[group] for group in references], [*references.values()])
         if references and setting != UNCOMPRESSED:
@@ -200,12 +118,6 @@ def source_figures(
         tokens = sum(image_tokens) / len(image_tokens) if setting == UNCOMPRESSED else int(setting.removeprefix("k="))
         one["bytes_per_image"] = round(2 * width * tokens)
     return figures
-
-
-def _right(answers: Sequence[str], expected: Sequence[str]) -> float:
-    """Share of answers that equal the expected one but for case, white space around it and final punctuation."""
-    right = [normalised(one) == normalised(truth) for one, truth in zip(answers, expected, strict=True)]
-    return sum(right) / len(right)
 
 
 def caption_recall(
@@ -229,7 +141,7 @@ def caption_recall(
     return {"text_to_image": recall(scores.T, own.T), "image_to_text": recall(scores, own)}
 
 
-def _text_embeds(
+def embed_texts(
     model: Any, processor: Any, texts: Sequence[str], lengths: Sequence[int], batch_size: int
 ) -> dict[str, torch.Tensor]:
     """Embeddings `(M, e)` of the texts at each length."""
@@ -242,7 +154,8 @@ def _text_embeds(
     return {setting: torch.cat(parts) for setting, parts in embeds.items() if parts}
 
 
-def _batches(rows: Iterator[Judged], size: int) -> Iterator[list[Judged]]:
+def batches(rows: Iterator[Judged], size: int) -> Iterator[list[Judged]]:
+    """The rows in lists of so many."""
     batch: list[Judged] = []
     for one in rows:
         batch.append(one)
@@ -258,6 +171,6 @@ def _firsts(counts: Sequence[int]) -> list[int]:
     return [sum(counts[:index]) for index in range(len(counts))]
 
 
-def _image_tokens(inputs: Any, model: Any) -> list[int]:
+def num_image_tokens(inputs: Any, model: Any) -> list[int]:
     """Image tokens of each picture, from the inputs of the compress pass."""
     return (inputs["input_ids"] == model.image_token_id).sum(1).tolist()

@@ -39,3 +39,23 @@ def preference(images: torch.Tensor, captions: torch.Tensor, negatives: torch.Te
     Args: all `(N, e)`, unit norm, row by row.
     """
     return ((images * captions).sum(1) > (images * negatives).sum(1)).float().mean().item()
+
+
+def winoground_scores(scores: torch.Tensor) -> dict[str, float]:
+    """Shares of rows in which both pictures find their caption (`text`), both captions their picture (`image`), and
+    both of that (`group`); equal scores are no hit. By chance 1/4, 1/4 and 1/6.
+
+    Args:
+        scores: `(N, 2, 2)` similarity of caption i to picture j, of which i = j belong together.
+
+    Source: Winoground, Thrush et al., CVPR 2022 (arXiv 2204.03162), section 4.
+    """
+    if scores.ndim != 3 or scores.shape[1:] != (2, 2) or not len(scores):
+        raise ValueError(f"scores must have shape (N, 2, 2) with N of at least 1, got {tuple(scores.shape)}.")
+    own = scores.diagonal(dim1=1, dim2=2)  # (N, 2)
+    other = scores.flip(1).diagonal(dim1=1, dim2=2)  # (N, 2): caption 1-j with picture j
+    text = (own > other).all(1)
+    image = (own > scores.flip(2).diagonal(dim1=1, dim2=2)).all(1)  # caption i with picture 1-i
+    return {
+        name: hits.float().mean().item() for name, hits in (("text", text), ("image", image), ("group", text & image))
+    }

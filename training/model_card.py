@@ -23,6 +23,8 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Of a data set's figures, those that the Hub shows beside the model: our name, the Hub's, and what it is called.
 METRICS = {
     "exact_match": ("visual-question-answering", "exact_match", "Exact match"),
+    "vqa_accuracy": ("visual-question-answering", "accuracy", "VQA accuracy"),
+    "yes_no f1": ("visual-question-answering", "f1", "F1 of yes"),
     "captions cider": ("image-to-text", "cider", "CIDEr-D"),
     "captions bleu": ("image-to-text", "bleu", "BLEU"),
     "captions rouge_l": ("image-to-text", "rouge", "ROUGE-L"),

@@ -14,7 +14,7 @@ import yaml
 from fwd2bot.configuration_fwd2bot import CONTRASTIVE_LOSSES
 
 from .scenes import SEVERAL_KINDS
-from .source_recipe import SourceRecipe, SourcesData, for_backbone
+from .source_recipe import SourceRecipe, SourcesData, check_trainable, for_backbone
 from .yaml_loader import RecipeLoader
 
 KINDS = ("backbone", "fwd2bot")
@@ -258,6 +258,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     _check_training(training)
     built = {name: _build(name, part, values.pop(name, None) or {}) for name, part in parts.items()}
     _check_keys("the recipe", values, ["base", "kind", "resume", "training", *parts])
+    if from_sources:
+        check_trainable("data", built["data"].sources)
+    if "validation" in built:
+        check_trainable("validation", built["validation"].sources)
     if from_sources and kind == "backbone":
         built["data"] = for_backbone(built["data"])
     return Recipe(kind=kind, training=training, resume=resume, **built)

@@ -5,16 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoConfig
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 
 from .commands import without_folders
-from .figures import UNCOMPRESSED, SourceReader, source_figures
+from .compositional import compositional_figures
+from .cost import costs
+from .figures import UNCOMPRESSED, source_figures
+from .provenance import provenance
+from .source_reader import Judged, SourceReader
 from .source_recipe import SourcesData
 from .sources import Source
 from .sources.tables import has_splits
+
+COMPOSITIONAL = ("sugarcrepe", "winoground")
+COUNTS = ("tokens_per_image", "bytes_per_image", "cache_bytes")
 
 
 def evaluate_sources(
@@ -30,7 +36,9 @@ def evaluate_sources(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Figures of a Fwd2Bot on each source, see `source_figures`, with what is needed to read them.
+    """Figures of a Fwd2Bot on each source, see `source_figures` and `compositional_figures`, with what they are of.
+
+    The first picture of each source, with its prompt, is what `costs` are measured on.
 
     Args:
         lengths: default: the checkpoint's `summary_lengths`.
@@ -44,30 +52,40 @@ def evaluate_sources(
     model = Fwd2BotForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype).eval().to(device)
     processor = Fwd2BotProcessor.from_pretrained(checkpoint)
     results: dict[str, Any] = {
-        "checkpoint": Path(checkpoint).name,
+        **provenance(checkpoint, model),
         "fingerprint": model.fingerprint,
-        "dtype": str(dtype).removeprefix("torch."),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "max_new_tokens": max_new_tokens,
         "sources": {},
     }
     for source in sources:
         reader = SourceReader(source, data, processor)
-        figures = source_figures(
-            model,
-            processor,
-            reader,
-            lengths,
-            limit=limit,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            uncompressed=uncompressed,
-        )
+        if source.recipe.format in COMPOSITIONAL:
+            figures = compositional_figures(model, processor, reader, lengths, limit=limit, batch_size=batch_size)
+        else:
+            figures = source_figures(
+                model,
+                processor,
+                reader,
+                lengths,
+                limit=limit,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                uncompressed=uncompressed,
+            )
+            first = next(SourceReader(source, data, processor)(1))
+            figures["cost"] = _cost(model, processor, first, lengths, uncompressed)
         about = {"format": source.recipe.format, "path": without_folders(source.recipe.path)}
         about["split"] = source.recipe.split if has_splits(source.recipe.path) else None
         about["broken"] = reader.num_broken
         results["sources"][source.recipe.name] = about | figures
     return results
+
+
+def _cost(model: Any, processor: Any, one: Judged, lengths: Sequence[int], uncompressed: bool) -> dict[str, Any]:
+    if len(one.images) > 1:  # as if it were asked about its first picture alone
+        one.messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+    prompt = processor.backbone_processor.apply_chat_template(one.messages, add_generation_prompt=True)
+    return costs(model, processor, one.images[0], prompt, lengths, uncompressed)
 
 
 def check_lengths(config: Any, lengths: Sequence[int]) -> None:
@@ -84,7 +102,7 @@ def settings_of(figures: dict[str, Any]) -> list[str]:
 
 def figure_rows(figures: dict[str, Any]) -> list[tuple[str, list[float | int | None]]]:
     """The figures of one source by name, with a value for each of `settings_of`; None where one has none."""
-    flat = {setting: flatten(figures[setting]) for setting in settings_of(figures)}
+    flat = with_cost(figures)
     names = dict.fromkeys(name for values in flat.values() for name in values)
     return [(name, [values.get(name) for values in flat.values()]) for name in names]
 
@@ -94,12 +112,20 @@ def counted(figures: dict[str, Any]) -> str:
     return ", ".join(f"{figures[what]:,} {what}" for what in ("rows", "pictures", "captions") if what in figures)
 
 
+def with_cost(figures: dict[str, Any]) -> dict[str, dict[str, float | int]]:
+    """The figures of each setting as one level, their costs at the end."""
+    cost = figures.get("cost", {})
+    return {setting: flatten(figures[setting] | cost.get(setting, {})) for setting in settings_of(figures)}
+
+
 def shown(name: str, value: float | int | None) -> str:
-    """A figure as it stands in a table: times 100, as is usual for CIDEr (0..10) as well; bytes as they are."""
+    """A figure as it stands in a table: times 100, as is usual for CIDEr (0..10) as well; costs as they are."""
     if value is None:
         return ""
-    if name == "bytes_per_image":
+    if name in COUNTS:
         return f"{value:,}"
+    if name == "first_token_ms":
+        return f"{value:.1f}"
     return f"{100 * value:.1f}"
 
 
@@ -108,9 +134,9 @@ def format_source_results(results: dict[str, Any]) -> str:
     lines = []
     for name, figures in results["sources"].items():
         lines.append(f"{results['checkpoint']} on {name}: {counted(figures)}")
-        lines.append(" " * 28 + "".join(f"{setting:>14}" for setting in settings_of(figures)))
+        lines.append(" " * 44 + "".join(f"{setting:>14}" for setting in settings_of(figures)))
         lines += [
-            f"{figure:<28}" + "".join(f"{shown(figure, value):>14}" for value in values)
+            f"{figure:<44}" + "".join(f"{shown(figure, value):>14}" for value in values)
             for figure, values in figure_rows(figures)
         ]
     return "\n".join(lines)

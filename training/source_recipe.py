@@ -3,7 +3,9 @@
 import dataclasses
 from dataclasses import dataclass, field
 
-FORMATS = ("llava", "messages", "captions", "vqa")
+TRAINING_FORMATS = ("llava", "messages", "captions", "vqa")
+EVALUATION_FORMATS = ("sugarcrepe", "winoground", "objects")  # that `evaluate --data` judges by, and none learns from
+FORMATS = (*TRAINING_FORMATS, *EVALUATION_FORMATS)
 USES = ("both", "ar", "contrastive")
 ANSWERS = ("vote", "join")
 # What a column is for, and the names that it is looked for under unless `columns` says otherwise.
@@ -22,7 +24,25 @@ COLUMNS = {
         "question": ("question",),
         "answer": ("answer", "answers", "multiple_choice_answer"),
     },
+    "sugarcrepe": {
+        "id": ("id",),
+        "image": ("filename", "image"),
+        "captions": ("caption",),
+        "negatives": ("negative_caption",),
+        "category": ("category",),
+    },
+    "winoground": {
+        "id": ("id",),
+        "image_0": ("image_0",),
+        "image_1": ("image_1",),
+        "caption_0": ("caption_0",),
+        "caption_1": ("caption_1",),
+    },
+    "objects": {"id": ("id",), "image": ("image",), "objects": ("objects",)},
 }
+# In every format, where `columns` names them: rows that count only together, and what figures are given for apart.
+EVALUATION_COLUMNS = ("group", "category")
+OPTIONAL_COLUMNS = {"captions": ("id", "negatives"), "sugarcrepe": ("id", "category")}  # of the others the id alone
 
 
 @dataclass
@@ -57,7 +77,7 @@ class SourceRecipe:
             raise ValueError(f"{where}.weight is {self.weight}; give a number above 0, or leave the source out")
         if self.shuffle_buffer < 1:
             raise ValueError(f"{where}.shuffle_buffer is {self.shuffle_buffer}; give 1 (no shuffling) or more rows")
-        allowed = [*COLUMNS[self.format], "image_id"]
+        allowed = [*COLUMNS[self.format], *EVALUATION_COLUMNS, "image_id"]
         unknown = sorted(set(self.columns) - set(allowed))
         if unknown:
             raise ValueError(
@@ -106,6 +126,16 @@ class SourcesData:
                 raise ValueError(f"data.{key} is {value}; give {least} or more, or null for no limit")
         if not self.caption_prompts or not all(isinstance(p, str) and p.strip() for p in self.caption_prompts):
             raise ValueError(f"data.caption_prompts is {self.caption_prompts!r}; give at least one instruction")
+
+
+def check_trainable(section: str, sources: list[SourceRecipe]) -> None:
+    """Raise ValueError for a source in a format that nothing is learnt from."""
+    for source in sources:
+        if source.format in EVALUATION_FORMATS:
+            raise ValueError(
+                f"{section}.sources[{source.name!r}].format is {source.format}, which is for `evaluate --data` alone; "
+                f"choose one of {', '.join(TRAINING_FORMATS)}, or leave the source out"
+            )
 
 
 def for_backbone(data: SourcesData) -> SourcesData:

@@ -9,8 +9,9 @@ import yaml
 from source_recipes import sources, write_data
 
 from fwd2bot.training.evaluate import main
-from fwd2bot.training.figures import SourceReader, caption_recall, source_figures
+from fwd2bot.training.figures import caption_recall, source_figures
 from fwd2bot.training.recipe import load_sources
+from fwd2bot.training.source_reader import SourceReader
 from fwd2bot.training.source_recipe import SourceRecipe, SourcesData
 from fwd2bot.training.sources import Source, UnusableRowsError
 

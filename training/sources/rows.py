@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from ..source_recipe import COLUMNS, SourceRecipe
+from ..source_recipe import COLUMNS, EVALUATION_COLUMNS, OPTIONAL_COLUMNS, SourceRecipe
 
 PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")  # of the files in a WebDataset tar
 ROLES = {
@@ -38,7 +38,15 @@ class RowReader:
 
     def __init__(self, recipe: SourceRecipe, image_of: Callable[[Any], bytes | str]):
         self.recipe, self.image_of = recipe, image_of
-        self._read = {"llava": self._llava, "messages": self._messages, "captions": self._captions, "vqa": self._vqa}
+        self._read = {
+            "llava": self._llava,
+            "messages": self._messages,
+            "captions": self._captions,
+            "vqa": self._vqa,
+            "sugarcrepe": self._captions,
+            "winoground": self._winoground,
+            "objects": self._objects,
+        }
 
     def __call__(self, row: dict[str, Any], number: int) -> Sample:
         """One row as a sample.
@@ -51,6 +59,19 @@ class RowReader:
         sample["images"] = [self.image_of(image) for image in sample["images"]]
         sample["source"], sample["key"] = self.recipe.name, self.key(row, number)
         return sample
+
+    def about(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What an evaluation knows of a row beside its sample: `group` and `category` (a text or None each), and
+        `answers`, all that were given to its question where a list stands in the data, else none."""
+        row = flat(row)
+        found: dict[str, Any] = {}
+        for purpose in EVALUATION_COLUMNS:
+            name = self.column(row, purpose)
+            found[purpose] = None if name is None or row[name] is None else str(row[name])
+        name = self.column(row, "answer") if self.recipe.format == "vqa" and self.recipe.answers == "vote" else None
+        value = None if name is None else row[name]
+        found["answers"] = _answers(value) if isinstance(value, (list, tuple)) else []
+        return found
 
     def key(self, row: dict[str, Any], number: int) -> str:
         """What a row is called in logs: its id, or its number."""
@@ -66,7 +87,7 @@ class RowReader:
         if purpose in self.recipe.columns:
             names = (self.recipe.columns[purpose],)
         else:
-            names = COLUMNS[self.recipe.format][purpose]
+            names = COLUMNS[self.recipe.format].get(purpose, ())
         return next((name for name in names if name in row), None)
 
     def check(self, row: dict[str, Any]) -> None:
@@ -75,7 +96,9 @@ class RowReader:
             row = flat(row)
         except MalformedRowError as error:
             raise ValueError(f"data.sources[{self.recipe.name!r}], first row: {error}") from error
-        needed = [purpose for purpose in COLUMNS[self.recipe.format] if purpose not in ("id", "negatives")]
+        optional = OPTIONAL_COLUMNS.get(self.recipe.format, ("id",))
+        needed = [purpose for purpose in COLUMNS[self.recipe.format] if purpose not in optional]
+        needed += [purpose for purpose in EVALUATION_COLUMNS if purpose in self.recipe.columns]
         if self.recipe.format in ("llava", "messages"):  # rows of words alone have no image
             needed.remove("image")
         if "image_id" in self.recipe.columns and "image" in needed:
@@ -84,7 +107,7 @@ class RowReader:
                 raise self._missing("image_id", (self.recipe.columns["image_id"],), row)
         for purpose in needed:
             if self.column(row, purpose) is None:
-                names = COLUMNS[self.recipe.format][purpose]
+                names = COLUMNS[self.recipe.format].get(purpose, ())
                 raise self._missing(purpose, (self.recipe.columns.get(purpose, "") or " or ".join(names),), row)
 
     def _missing(self, purpose: str, names: tuple[str, ...], row: dict[str, Any]) -> ValueError:
@@ -150,10 +173,28 @@ class RowReader:
         told = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         return {"images": self._one_image(row), "messages": [{"role": "user", "content": content}, told]}
 
+    def _winoground(self, row: dict[str, Any]) -> Sample:
+        images, captions = ([self._value(row, f"{what}_{i}") for i in (0, 1)] for what in ("image", "caption"))
+        if not all(isinstance(caption, str) and caption.strip() for caption in captions):
+            raise MalformedRowError(f"its captions are {str(captions)[:80]}")
+        return {"images": images, "captions": captions}
+
+    def _objects(self, row: dict[str, Any]) -> Sample:
+        return {"images": self._one_image(row)}
+
+    def objects(self, row: dict[str, Any]) -> list[str]:
+        """The names of what is in the picture of a row of format objects, each once.
+
+        Raises:
+            MalformedRowError: they are no list of texts.
+        """
+        values = self._value(flat(row), "objects")
+        if not isinstance(values, (list, tuple)) or not all(isinstance(name, str) for name in values):
+            raise MalformedRowError(f"objects is no list of names: {str(values)[:80]}")
+        return list(dict.fromkeys(name.strip().lower() for name in values if name.strip()))
+
     def _answer(self, value: Any) -> str:
-        values = value if isinstance(value, (list, tuple)) else [value]
-        answers = [_as_text(one.get("answer") if isinstance(one, dict) else one) for one in values]
-        answers = [answer for answer in answers if answer]
+        answers = _answers(value)
         if not answers:
             raise MalformedRowError("it has no answer")
         return ", ".join(answers) if self.recipe.answers == "join" else Counter(answers).most_common(1)[0][0]
@@ -242,6 +283,12 @@ def _split(text: str) -> list[dict[str, Any]]:
 
 def _text(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
+
+
+def _answers(value: Any) -> list[str]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    answers = [_as_text(one.get("answer") if isinstance(one, dict) else one) for one in values]
+    return [answer for answer in answers if answer]
 
 
 def _as_text(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Data sets opened by the `datasets` library: tables on disk with random access, or streams; pictures undecoded."""
 
 import glob
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -36,7 +37,8 @@ def open_table(recipe: SourceRecipe) -> Dataset | IterableDataset:
         ValueError: naming the source, for an empty table, a split that is not there, or files that cannot be read.
     """
     with reading(recipe):
-        table = _undecoded(_open(recipe.path, _name(recipe), recipe))
+        numbered = _numbered_rows(recipe)
+        table = _undecoded(_open(recipe.path, _name(recipe), recipe)) if numbered is None else numbered
     if isinstance(table, Dataset) and len(table) == 0:
         raise ValueError(_empty(recipe))
     return table
@@ -181,6 +183,24 @@ def _open(path: str, where: str, recipe: SourceRecipe | None = None) -> Dataset 
             f"{', '.join(BUILDERS)}, a folder holds such files or was saved by datasets"
         )
     return _load(path, split, streaming, recipe)
+
+
+def _numbered_rows(recipe: SourceRecipe) -> Dataset | None:
+    """The rows of SugarCrepe's own files, `{"0": {"filename", "caption", "negative_caption"}, ...}` for each sort; the
+    file's name is the sort. None where the path holds something else."""
+    if recipe.format != "sugarcrepe":
+        return None
+    folder = Path(recipe.path)
+    files = sorted(folder.glob("*.json")) if folder.is_dir() else [Path(p) for p in sorted(glob.glob(recipe.path))]
+    if not files or any(file.suffix != ".json" for file in files):
+        return None
+    rows = []
+    for file in files:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or not all(isinstance(row, dict) for row in values.values()):
+            return None
+        rows += [{"id": f"{file.stem}/{key}", "category": file.stem, **row} for key, row in values.items()]
+    return Dataset.from_list(rows)
 
 
 def _load(path: str, split: str, streaming: bool, recipe: SourceRecipe | None = None) -> Any:

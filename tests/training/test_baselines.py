@@ -1,0 +1,305 @@
+"""The baselines of the comparison: what each keeps of a picture, that each trains, and the grid row by row."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from tiny_recipes import BACKBONE, DATA, TRAINING
+
+from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor, Fwd2BotSummary
+from fwd2bot.training.backbone import build_backbone, build_processor
+from fwd2bot.training.baselines import grid, report, run
+from fwd2bot.training.baselines.cache_model import CacheCompression
+from fwd2bot.training.baselines.grid import METHODS, Row
+from fwd2bot.training.baselines.token_models import AttentionPruning, AveragePooling, QueryTransformer, TokenMerging
+from fwd2bot.training.recipe import BackboneModel, load_recipe
+from fwd2bot.training.scenes import corpus
+from fwd2bot.training.tokenizer import train_tokenizer
+
+OPTIONS = {"steps": 16, "minutes": None, "test_pictures": 4, "split": "validation"}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """A random LLaVA with 16 image tokens and a tokenizer of the drawn world."""
+    folder = tmp_path_factory.mktemp("backbone")
+    sizes = BackboneModel(**{**BACKBONE, "patch_size": 24})
+    tokenizer = train_tokenizer(corpus(40, shapes_only=True), sizes.vocab_size, sizes.max_position_embeddings)
+    torch.manual_seed(0)
+    build_backbone(sizes, tokenizer).save_pretrained(folder)
+    build_processor(sizes, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    values = {
+        "kind": "fwd2bot",
+        "model": {"backbone": "none", "lora_rank": 4},
+        "data": {**DATA, "pictures": 4, "rounds": 64, "full_share": 0.5},
+        "optimizer": {"name": "adamw", "learning_rate": 0.01},
+        "training": {**TRAINING, "output_dir": str(folder / "work")},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(values))
+    return load_recipe(path)
+
+
+def made(cls, k=4, **config):
+    """A baseline on the tiny LLaVA, whose adapters are random."""
+    torch.manual_seed(1)
+    model = cls.from_backbone(tiny.tiny_backbone(), num_summary_tokens=k, lora_rank=4, **config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(0, 0.1)
+            elif name.endswith(".summary_queries"):
+                parameter.normal_(0, 0.5)
+    return model.eval()
+
+
+def test_pooling_takes_the_mean_of_each_rectangle():
+    tokens = torch.arange(16.0).view(1, 16, 1)  # a 4x4 plane
+    assert AveragePooling.reduce(None, tokens, 1, None).flatten().tolist() == [7.5]
+    assert AveragePooling.reduce(None, tokens, 4, None).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert AveragePooling.reduce(None, tokens, 2, None).flatten().tolist() == [6.5, 8.5]
+
+
+def test_pruning_keeps_the_most_attended_tokens_best_first():
+    tokens, scores = torch.arange(4.0).view(1, 4, 1), torch.tensor([[0.1, 0.6, 0.1, 0.3]])
+    assert AttentionPruning.reduce(None, tokens, 2, scores).flatten().tolist() == [1.0, 3.0]
+
+
+def test_scores_of_pruning_are_the_attention_that_each_token_receives():
+    model = made(AttentionPruning)
+    model.set_attn_implementation("eager")
+    seen = []
+    model.reduce = lambda tokens, k, scores: seen.append(scores) or tokens[:, :k]
+    model.compress(**tiny.tiny_processor().process_images(tiny.pictures(2)))
+    assert seen[0].shape == (2, 16)
+    assert torch.allclose(seen[0].sum(1), torch.ones(2), atol=1e-5)
+
+
+def test_merging_makes_equal_tokens_one_and_keeps_the_weighted_mean():
+    tokens = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 3.0]]])
+    assert TokenMerging.reduce(None, tokens, 3, None)[0, 0].tolist() == [1.0, 0.0]  # the first two are most alike
+    merged = TokenMerging.reduce(None, tokens, 2, None)[0]
+    assert merged.tolist() == [[1.0, 0.0], [0.0, 2.0]]
+    torch.manual_seed(0)
+    drawn = torch.randn(2, 16, 8)
+    assert torch.allclose(TokenMerging.reduce(None, drawn, 1, None)[:, 0], drawn.mean(1), atol=1e-5)  # by their sizes
+    assert TokenMerging.reduce(None, drawn, 5, None).shape == (2, 5, 8)
+
+
+@pytest.mark.parametrize("cls", [AttentionPruning, QueryTransformer, CacheCompression])
+def test_first_tokens_of_an_elastic_baseline_are_its_shorter_summary(cls):
+    model = made(cls)
+    model.set_attn_implementation("eager")
+    inputs = tiny.tiny_processor().process_images(tiny.pictures(2))
+    long, short = model.compress(**inputs).tokens, model.compress(**inputs, num_summary_tokens=2).tokens
+    assert torch.allclose(long[:, :2], short, atol=1e-5)
+
+
+def cache_parts(count=2):
+    model, processor = made(CacheCompression), tiny.tiny_processor()
+    model.set_attn_implementation("eager")
+    summary = model.compress(**processor.process_images(tiny.pictures(count)), num_summary_tokens=2)
+    return model, processor, summary
+
+
+def test_cache_model_answers_as_its_training_pass_reads():
+    """Greedy ids from the cache are the arg max of the logits that training takes its loss of."""
+    model, processor, summary = cache_parts()
+    inputs = processor(text=tiny.prompts(processor, ["What?", "Is there a dog here?"]))
+    ids = model.generate_from_summary(summary, **inputs, max_new_tokens=5, do_sample=False)
+    new, width = ids.shape[1] - inputs["input_ids"].shape[1], inputs["input_ids"].shape[1]
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, new, dtype=torch.long)], 1)
+    logits, _ = model._generate_pass(summary, ids, mask, None, None)
+    assert torch.equal(logits[:, width - 1 : -1].argmax(-1), ids[:, width:])
+
+
+def test_cache_model_answers_each_prompt_as_it_does_alone():
+    model, processor, summary = cache_parts()
+    prompts = tiny.prompts(processor, ["What?", "Is there a dog here?"])
+    both = model.generate_from_summary(summary, **processor(text=prompts), max_new_tokens=5, do_sample=False)[:, -5:]
+    for row in range(2):
+        alone = model.generate_from_summary(
+            summary[[row]], **processor(text=prompts[row : row + 1]), max_new_tokens=5, do_sample=False
+        )
+        assert torch.equal(alone[0, -5:], both[row])
+
+
+def test_cache_model_sees_the_picture_through_its_tokens_alone():
+    model, processor, summary = cache_parts()
+    inputs = processor(text=tiny.prompts(processor, ["What?"] * 2))
+    logits, _ = model._generate_pass(summary, inputs["input_ids"], inputs["attention_mask"], None, None)
+    assert not torch.allclose(logits[0], logits[1], atol=1e-4)
+    blank = Fwd2BotSummary(torch.zeros_like(summary.tokens))
+    logits, _ = model._generate_pass(blank, inputs["input_ids"], inputs["attention_mask"], None, None)
+    assert torch.allclose(logits[0], logits[1], atol=1e-6)
+
+
+def test_segments_of_a_packed_row_are_read_as_if_alone():
+    model, processor, summary = cache_parts(1)
+    ids = processor(text=tiny.prompts(processor, ["What?"]))["input_ids"]
+    place = int((ids[0] == model.image_token_id).nonzero()) + 1
+    prefix, tail = ids[:, :place], ids[:, place:]
+    packed = torch.cat([prefix, tail, tail], 1)
+    segments = torch.cat([torch.zeros_like(prefix), torch.ones_like(tail), 2 * torch.ones_like(tail)], 1)
+    logits, _ = model._generate_pass(summary, packed, torch.ones_like(packed), None, segments)
+    alone, _ = model._generate_pass(summary, ids, torch.ones_like(ids), None, None)
+    for start in (place, place + tail.shape[1]):
+        assert torch.allclose(logits[:, start : start + tail.shape[1]], alone[:, place:], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].model])
+def test_every_method_trains_what_it_should_and_its_loss_falls(method, backbone, recipe):
+    lengths = [] if method == "uncompressed_lora" else [4] if method in ("pooling", "merging") else [1, 4]
+    row = Row("tried", method, lengths)
+    model, processor = run.build(row, recipe, backbone)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer = run.build_trainer(row, recipe, model, processor, OPTIONS)
+    trainer.train()
+    losses = [entry["autoregressive_loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-4:]) < sum(losses[:4])
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved and moved <= set(model.trained_parameters())
+    still = {name for name in set(model.trained_parameters()) - moved if ".embed_tokens." not in name}
+    assert not still, still
+
+
+def test_row_is_one_file_with_figures_costs_and_what_made_it(backbone, recipe):
+    options = OPTIONS | {"steps": 2}
+    result = run.run_row(Row("cache", "cache", [1, 2]), recipe, backbone, options)
+    bare = run.run_row(Row("uncompressed", "uncompressed", []), recipe, backbone, options)
+    assert result["steps_done"] == 2 and bare["steps_done"] == 0
+    assert set(result["figures"]["k=2"]["presence"]) == {"random", "popular", "adversarial"}
+    assert set(bare["figures"]["cost"]) == {"uncompressed"}
+    cost = result["figures"]["cost"]["k=2"]
+    assert cost["bytes_per_image"] == 2 * 2 * (2 * 2 * 32)  # two tokens, keys and values of two layers, 32 wide
+    assert result["figures"]["k=2"]["bytes_per_image"] == cost["bytes_per_image"]
+    assert "uncompressed" not in result["figures"] and "full_caption_to_image" not in result["figures"]["k=2"]
+    assert json.loads(json.dumps(result)) == result
+
+
+def command(folder, backbone, recipe_file, *more):
+    small = ["--steps", "2", "--test-pictures", "2", "--backbone", str(backbone), "--recipe", str(recipe_file)]
+    run.main([str(folder), *small, "--rows", "uncompressed", "pooling-k4", *more])
+
+
+@pytest.fixture
+def recipe_file(recipe, tmp_path):
+    values = recipe.to_dict() | {"contrastive": {}, "validation": {}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_grid_goes_on_where_it_was_and_refuses_another_budget(backbone, recipe_file, tmp_path, capsys):
+    folder = tmp_path / "results"
+    command(folder, backbone, recipe_file, "--list")
+    assert capsys.readouterr().out.splitlines() == [
+        "open  uncompressed-seed0",
+        *(f"open  pooling-k4-seed{seed}" for seed in (0, 1, 2)),
+    ]
+    command(folder, backbone, recipe_file, "--list", "--seeds", "2")
+    assert capsys.readouterr().out == "open  pooling-k4-seed2\n"
+    command(folder, backbone, recipe_file)
+    first = (folder / "pooling-k4-seed0.json").read_bytes()
+    (folder / "pooling-k4-seed1.json").unlink()
+    capsys.readouterr()
+    command(folder, backbone, recipe_file)
+    said = capsys.readouterr().out
+    assert said.count("done before") == 3 and "pooling-k4-seed1.json: " in said
+    assert (folder / "pooling-k4-seed0.json").read_bytes() == first
+    with pytest.raises(ValueError, match="steps was 2 and is 3"):
+        command(folder, backbone, recipe_file, "--steps", "3")
+
+
+def test_training_of_a_row_stops_after_its_minutes(backbone, recipe):
+    row = Row("tried", "pooling", [4])
+    model, processor = run.build(row, recipe, backbone)
+    trainer = run.build_trainer(row, recipe, model, processor, OPTIONS | {"minutes": 0.0})
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_backbone_of_a_fwd2bot_is_what_was_wrapped(tmp_path):
+    model = tiny.tiny_fwd2bot()
+    model.save_pretrained(tmp_path / "whole")
+    tiny.tiny_processor().save_pretrained(tmp_path / "whole")
+    folder = run.bare_backbone(str(tmp_path / "whole"), tmp_path / "bare")
+    taken = Fwd2BotForConditionalGeneration.from_backbone(str(folder), num_summary_tokens=2).backbone
+    inputs = Fwd2BotProcessor.from_pretrained(tmp_path / "whole").backbone_processor(
+        images=tiny.pictures(1), text=["<image> What?"], return_tensors="pt"
+    )
+    with torch.no_grad():
+        assert torch.equal(taken(**inputs).logits, tiny.tiny_backbone()(**inputs).logits)
+
+
+def test_rows_have_names_of_their_own_and_known_methods():
+    files = [row.file for row in grid.rows()]
+    assert len(files) == len(set(files))
+    assert {row.method for row in grid.rows()} == set(METHODS)
+
+
+def test_unknown_row_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run.main([str(tmp_path), "--rows", "typo"])
+    assert "unknown row typo; choose from" in capsys.readouterr().err
+
+
+def result(name, method, seed, right, lengths=(4,), **more):
+    """What a row leaves behind, with made-up figures."""
+    cost = {"tokens_per_image": 4, "bytes_per_image": 1536, "cache_bytes": 9216, "first_token_ms": 3.21}
+    setting = "uncompressed" if not lengths else "k=4"
+    figures = {setting: {"answers": {"all": right}, "presence": {"adversarial": {"f1": 0.5}}}, "cost": {setting: cost}}
+    values = {"name": name, "method": method, "seed": seed, "config": {}, "rank": 1.0, "about": "what it is"}
+    values |= {"backbone_sha256": "ab" * 32, "steps": 10, "steps_done": 10, "batch_size": 2, "lora_rank": 4}
+    values |= {"pictures": 9, "test_pictures": 5, "split": "validation", "seconds": 61.0, "loss": [2.0, 1.25]}
+    values |= {
+        "trained_parameters": 1234,
+        "fingerprint": "0123456789",
+        "versions": {"torch": "2"},
+        "command": "python",
+    }
+    return values | {"figures": figures} | more
+
+
+def write(folder, *results):
+    folder.mkdir(exist_ok=True)
+    for one in results:
+        (folder / f"{one['name']}-seed{one['seed']}.json").write_text(json.dumps(one))
+    return folder
+
+
+def test_report_has_mean_and_range_of_seeds_costs_plots_and_what_was_not_run(tmp_path):
+    folder = write(
+        tmp_path / "results",
+        *(result("pooling-k4", "pooling", seed, right) for seed, right in enumerate((0.5, 0.6, 0.7))),
+        result("uncompressed", "uncompressed", 0, 0.8, lengths=(), loss=None, steps_done=0),
+    )
+    report.main([str(folder), str(tmp_path / "docs")])
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "| pooling-k4 | 4 | 60.0 (50.0 to 70.0) | 50.0 (50.0 to 50.0) |" in page
+    assert "| 1,536 | 9,216 | 3.2 | 3 |" in page and "| uncompressed | 4 | 80.0 |" in page
+    assert f"4 of {len(grid.rows())} rows were run" in page
+    assert "- fwd2bot (seed 0, 1, 2): as shipped" in page and "- pooling-k4" not in page
+    assert "2.00 to 1.25" in page
+    for name in ("results-tokens.png", "results-bytes.png"):
+        assert f"({name})" in page and (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_of_nothing_says_that_nothing_was_run(tmp_path):
+    report.main([str(tmp_path), str(tmp_path / "docs")])
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert page.count("\n- ") == len({row.name for row in grid.rows()}) and "png" not in page
+    assert not list((tmp_path / "docs").glob("*.png"))
+
+
+def test_results_of_different_budgets_are_not_put_into_one_table(tmp_path):
+    write(tmp_path, result("fwd2bot", "fwd2bot", 0, 0.5), result("pooling-k4", "pooling", 0, 0.5, steps=20))
+    with pytest.raises(ValueError, match=r"different steps, \['10', '20'\]"):
+        report.read(tmp_path)

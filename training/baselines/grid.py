@@ -1,0 +1,98 @@
+"""The rows of the comparison, in the order of what they decide, and the methods that they compare."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fwd2bot import Fwd2BotForConditionalGeneration
+
+from .cache_model import CacheCompression
+from .token_models import AllTokens, AttentionPruning, AveragePooling, QueryTransformer, TokenMerging
+from .variants import FullFineTuning, MlpProjector, NoAdapters, NoProjector, SharedAdapter
+
+LENGTHS = [1, 2, 4, 8, 16]
+BARE = "uncompressed"  # nothing trains
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a picture becomes k tokens.
+
+    Args:
+        model: the class; None is the bare backbone.
+        embeds: whether it embeds pictures and texts, so that there is a contrastive loss and retrieval.
+        shares: whether the rank of both stages goes into one adapter.
+    """
+
+    model: type | None
+    embeds: bool = False
+    shares: bool = True
+    about: str = ""
+
+
+METHODS = {
+    "fwd2bot": Method(Fwd2BotForConditionalGeneration, embeds=True, shares=False, about="as shipped"),
+    BARE: Method(None, about="the bare backbone on all image tokens"),
+    "uncompressed_lora": Method(AllTokens, about="all image tokens, LoRA on the same data"),
+    "pooling": Method(AveragePooling, about="means over a grid of k rectangles"),
+    "pruning": Method(AttentionPruning, about="the k tokens that the vision tower attends to most"),
+    "merging": Method(TokenMerging, about="similar tokens merged until k are left"),
+    "query_transformer": Method(QueryTransformer, about="k learned queries at the connector, elastic"),
+    "cache": Method(CacheCompression, about="one pass; keys and values of k tokens in every layer"),
+    "shared_adapter": Method(SharedAdapter, embeds=True, about="one adapter for both passes"),
+    "no_adapters": Method(NoAdapters, embeds=True, about="queries and projector alone train"),
+    "full_fine_tuning": Method(FullFineTuning, embeds=True, about="the language model trains, no adapters"),
+    "no_projector": Method(NoProjector, embeds=True, shares=False, about="no summary projector"),
+    "mlp_projector": Method(MlpProjector, embeds=True, shares=False, about="an MLP beside the linear projector"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training and its evaluation.
+
+    Args:
+        name: of its result. method: of `METHODS`.
+        lengths: k, several for one elastic training, none for all image tokens.
+        config: fields of `Fwd2BotConfig`. rank: times the recipe's LoRA rank.
+    """
+
+    name: str
+    method: str
+    lengths: list[int] = field(default_factory=lambda: LENGTHS)
+    seed: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+    rank: float = 1.0
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}-seed{self.seed}.json"
+
+
+def rows() -> list[Row]:
+    """All rows: what the claim rests on first, then its seeds, then what it is made of."""
+    head = [Row("fwd2bot", "fwd2bot"), Row(BARE, BARE, [])]
+    head += [Row("pooling-k4", "pooling", [4]), Row("query_transformer", "query_transformer")]
+    head += [Row("uncompressed_lora", "uncompressed_lora", []), Row("pruning", "pruning"), Row("cache", "cache")]
+    head += [Row("merging-k4", "merging", [4])]
+    losses = [
+        Row("autoregressive_only", "fwd2bot", config={"contrastive_loss_weight": 0.0}),
+        Row("contrastive_only", "fwd2bot", config={"autoregressive_loss_weight": 0.0}),
+        Row("shared_adapter", "shared_adapter"),
+        Row("no_adapters", "no_adapters"),
+        Row("full_fine_tuning", "full_fine_tuning"),
+        Row("fixed-k4", "fwd2bot", [4]),
+    ]
+    more = [Row(f"{name}-k{k}", name, [k]) for k in (1, 16, 2, 8) for name in ("pooling", "merging")]
+    details = [
+        *(Row(f"contrastive_weight-{w:g}", "fwd2bot", config={"contrastive_loss_weight": w}) for w in (0.03, 1.0)),
+        Row("no_projector", "no_projector"),
+        Row("mlp_projector", "mlp_projector"),
+        Row("rank-half", "fwd2bot", rank=0.5),
+        Row("rank-double", "fwd2bot", rank=2.0),
+        Row("prompt", "fwd2bot", config={"image_prompt": "Remember:", "text_prompt": "Remember:"}),
+        Row("fixed-k16", "fwd2bot", [16]),
+        Row("fixed-k1", "fwd2bot", [1]),
+    ]
+    named = ("fwd2bot", "pooling-k4", "query_transformer", "uncompressed_lora")
+    seeds = [Row(r.name, r.method, r.lengths, seed) for seed in (1, 2) for r in head if r.name in named]
+    return [*head, *losses, *more, *seeds, *details]

@@ -1,0 +1,150 @@
+"""Image tokens made fewer before the language model reads them: pooled, pruned, merged, or queried.
+
+Each is a Fwd2Bot without a compress pass: what the backbone's connector gives for a picture is reduced to k vectors,
+which stand in place of the image as a summary does. So trainer, data, generate pass and evaluation are those of
+Fwd2Bot. One adapter trains, in the generate pass, at the rank of both stages together.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fwd2bot import Fwd2BotForConditionalGeneration
+from fwd2bot.adapters_fwd2bot import run_stage
+
+
+class TokenBaseline(Fwd2BotForConditionalGeneration):
+    """k vectors of `(N, T, d)` image tokens, by `reduce`."""
+
+    elastic = False  # whether the k vectors are the first of those at any larger k
+
+    def reduce(self, tokens: torch.Tensor, num_tokens: int, scores: torch.Tensor | None) -> torch.Tensor:
+        """`(N, T, d)` image tokens to `(N, k, d)`.
+
+        Args:
+            scores: `(N, T)` mean attention that each token received in the last layer of the vision tower, if
+                `reads_scores`.
+        """
+        raise NotImplementedError
+
+    reads_scores = False
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if ".lora_" in name and ".generate." in name or name.startswith("reducer.")
+        }
+
+    def _compress_pass(self, num_summary_tokens: int, **inputs: Any) -> torch.Tensor:
+        if "pixel_values" not in inputs:
+            raise ValueError(f"{type(self).__name__} embeds no texts; it has no retrieval.")
+        base = self.backbone.base_model
+        with torch.no_grad(), run_stage(None):  # vision tower and connector are frozen
+            seen = base.get_image_features(pixel_values=inputs["pixel_values"], output_attentions=self.reads_scores)
+            tokens = torch.stack(list(seen.pooler_output))  # (N, T, d)
+            scores = seen.attentions[-1].mean((1, 2)) if self.reads_scores else None  # (N, T): heads and readers
+        return self.reduce(tokens, num_summary_tokens, scores)
+
+
+class AllTokens(TokenBaseline):
+    """All image tokens as they are: the backbone uncompressed, with LoRA on the same data."""
+
+    def reduce(self, tokens: torch.Tensor, num_tokens: int, scores: torch.Tensor | None) -> torch.Tensor:
+        if num_tokens != tokens.shape[1]:
+            raise ValueError(f"All {tokens.shape[1]} image tokens are kept, not {num_tokens}.")
+        return tokens
+
+
+class AveragePooling(TokenBaseline):
+    """Means over a grid of k rectangles, as square as can be."""
+
+    def reduce(self, tokens: torch.Tensor, num_tokens: int, scores: torch.Tensor | None) -> torch.Tensor:
+        side = round(tokens.shape[1] ** 0.5)
+        if side * side != tokens.shape[1]:
+            raise ValueError(f"Pooling needs a square of image tokens, got {tokens.shape[1]}.")
+        rows = next(rows for rows in range(int(num_tokens**0.5), 0, -1) if num_tokens % rows == 0)
+        plane = tokens.transpose(1, 2).unflatten(2, (side, side))  # (N, d, S, S)
+        return F.adaptive_avg_pool2d(plane, (rows, num_tokens // rows)).flatten(2).transpose(1, 2)  # (N, k, d)
+
+
+class AttentionPruning(TokenBaseline):
+    """The k tokens that received most attention in the vision tower's last layer, the most attended first.
+
+    The idea of VisionZip (arXiv 2412.04467) and FastV (arXiv 2403.06764), which takes the language model's attention.
+    """
+
+    elastic, reads_scores = True, True
+
+    def reduce(self, tokens: torch.Tensor, num_tokens: int, scores: torch.Tensor | None) -> torch.Tensor:
+        best = scores.topk(num_tokens, dim=1).indices  # (N, k)
+        return tokens.gather(1, best.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+class TokenMerging(TokenBaseline):
+    """Tokens merged with their most similar ones, half of them with the other half, until k are left.
+
+    Bipartite soft matching of ToMe (arXiv 2210.09461): every second token looks for the most similar one of the
+    others, the most similar pairs become their mean, weighted by how many tokens each is made of.
+    """
+
+    def reduce(self, tokens: torch.Tensor, num_tokens: int, scores: torch.Tensor | None) -> torch.Tensor:
+        sizes = tokens.new_ones(*tokens.shape[:2], 1)  # (N, T, 1)
+        while tokens.shape[1] > num_tokens:
+            tokens, sizes = _merge(tokens, sizes, min(tokens.shape[1] - num_tokens, tokens.shape[1] // 2))
+        return tokens
+
+
+def _merge(tokens: torch.Tensor, sizes: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`count` of every second token merged into those between; `(N, T - count, d)` and their sizes."""
+    unit = F.normalize(tokens, dim=-1)
+    similar, partner = (unit[:, 1::2] @ unit[:, ::2].transpose(1, 2)).max(-1)  # (N, T // 2), the even one of each odd
+    order = similar.argsort(dim=1, descending=True)  # (N, T // 2)
+    merged, kept = order[:, :count], order[:, count:].sort(dim=1).values
+    width = tokens.shape[-1]
+
+    def take(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return values.gather(1, places.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+    odd, odd_sizes = tokens[:, 1::2], sizes[:, 1::2]
+    into = partner.gather(1, merged).unsqueeze(-1)  # (N, count, 1)
+    moved = take(odd_sizes, merged)  # (N, count, 1)
+    total = (tokens[:, ::2] * sizes[:, ::2]).scatter_add(1, into.expand(-1, -1, width), take(odd, merged) * moved)
+    weight = sizes[:, ::2].scatter_add(1, into, moved)
+    return torch.cat([total / weight, take(odd, kept)], 1), torch.cat([weight, take(odd_sizes, kept)], 1)
+
+
+class QueryTransformer(TokenBaseline):
+    """k learned queries that read the image tokens by cross-attention; any first k of them serve.
+
+    Matryoshka Query Transformer (arXiv 2405.19315): one layer; queries do not see each other; k is drawn in training.
+    """
+
+    elastic = True
+
+    def __init__(self, config: Any, **kwargs: Any):
+        super().__init__(config, **kwargs)
+        width = config.get_text_config().hidden_size
+        heads = config.get_text_config().num_attention_heads
+        self.reducer = _Resampler(config.num_summary_tokens, config.backbone_config.image_seq_length, width, heads)
+
+    def reduce(self, tokens: torch.Tensor, num_tokens: int, scores: torch.Tensor | None) -> torch.Tensor:
+        return self.reducer(tokens, num_tokens)
+
+
+class _Resampler(nn.Module):
+    def __init__(self, num_queries: int, num_tokens: int, width: int, heads: int):
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(num_queries, width) * 0.02)
+        self.places = nn.Parameter(torch.randn(num_tokens, width) * 0.02)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.before, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, tokens: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        read = self.before(tokens) + self.places  # (N, T, d)
+        queries = self.queries[:num_tokens].expand(len(tokens), -1, -1)  # (N, k, d)
+        queries = queries + self.attention(queries, read, tokens, need_weights=False)[0]
+        return queries + self.mlp(self.after(queries))
