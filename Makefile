@@ -25,7 +25,7 @@ demo: $(VENV)/.installed ## Compress the gallery, then search it and ask about i
 space: $(VENV)/.installed-space ## Start the Space in a browser, on the checkpoint inside the package
 	$(PY) -m fwd2bot_cli demo $(ARGS)
 
-space-export: $(VENV)/.installed-space ## Write a folder that runs as a Space of its own to dist/space
+space-export: $(VENV)/.installed-space ## Write a folder that runs as a Space of its own to dist/space, or ARGS="--to DIR"
 	rm -rf dist/space-wheel
 	$(PY) -m build --wheel --outdir dist/space-wheel .
 	$(PY) -m fwd2bot.space_app.export --wheel dist/space-wheel/*.whl --pictures docs --to dist/space $(ARGS)

@@ -12,6 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers.utils import CONFIG_NAME, PROCESSOR_NAME, cached_file
 
 from .configuration_fwd2bot import STAGES
@@ -73,6 +75,27 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": MODEL_CLASS,
     "AutoProcessor": "processing_fwd2bot.Fwd2BotProcessor",
 }
+
+
+def check_name(name: str | os.PathLike, what: str = "checkpoint") -> None:
+    """Raise `FileNotFoundError` for a name that is neither a folder nor of the form of an id, which the Hub may know.
+
+    Args:
+        what: the error calls it.
+    """
+    name = os.fspath(name)
+    if os.path.isdir(name):
+        return
+    try:
+        validate_repo_id(name)
+        is_id = "/" in name
+    except HFValidationError:
+        is_id = False
+    if not is_id:
+        raise FileNotFoundError(
+            f"There is no folder {name!r}, and an id on the Hub has the form owner/name. Give the folder of a {what}, "
+            "or the id of one."
+        )
 
 
 @contextmanager

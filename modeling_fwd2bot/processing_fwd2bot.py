@@ -14,7 +14,7 @@ from transformers.utils import PROCESSOR_NAME, cached_file, logging
 
 from .backbone_fwd2bot import merged_token_id
 from .configuration_fwd2bot import IMAGE_PROMPT, TEXT_PROMPT
-from .folder_fwd2bot import AUTO_MAP, HUB_OPTIONS, draft_folder
+from .folder_fwd2bot import AUTO_MAP, HUB_OPTIONS, check_name, draft_folder
 from .pictures_fwd2bot import load_image
 
 logger = logging.get_logger(__name__)
@@ -177,7 +177,8 @@ class Fwd2BotProcessor(ProcessorMixin):
             )
             for text in texts
         ]
-        batch = self._tokenize(prompts, padding=True, padding_side="left")
+        # What is too long is an error below, or made shorter: no matter for the tokenizer's warning.
+        batch = self._tokenize(prompts, padding=True, padding_side="left", verbose=False)
         length, limit = batch["input_ids"].shape[1], self.tokenizer.model_max_length
         if length > limit and truncation:
             excess = (batch["attention_mask"].sum(1) - limit).tolist()
@@ -231,6 +232,7 @@ class Fwd2BotProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "Fwd2BotProcessor":
         """Load what `save_pretrained` wrote; `kwargs` go to the backbone's processor and to the Hub download."""
         path = os.fspath(pretrained_model_name_or_path)
+        check_name(path)
         hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         settings = json.loads(Path(cached_file(path, PROCESSOR_NAME, **hub)).read_text())
         backbone_class = settings.get("backbone_processor_class")
@@ -253,7 +255,7 @@ class Fwd2BotProcessor(ProcessorMixin):
         if excess <= 0:
             return text
         options = {"add_special_tokens": False, "return_offsets_mapping": True, "return_tensors": None}
-        [offsets] = self._tokenize([text], **options)["offset_mapping"]
+        [offsets] = self._tokenize([text], verbose=False, **options)["offset_mapping"]
         if excess >= len(offsets):
             raise ValueError(
                 f"The tokenizer's model_max_length={self.tokenizer.model_max_length} leaves no room for a text beside "

@@ -65,7 +65,8 @@ class RagChat:
 
         begin = time.perf_counter()
         messages = [*self.messages, {"role": "user", "content": [{"type": "text", "text": question}]}]
-        inputs = pipe.processor(text=[numbered_prompt(messages, len(self.pictures), pipe.processor)])
+        asked = numbered_prompt(messages, len(self.pictures), pipe.processor)
+        inputs = pipe.processor(text=[asked], verbose=False)  # what is too long is an error below
         prompt = self._in_place(inputs)  # (L',)
         check_room(pipe.model, len(prompt), settings, f"{len(self.pictures)} summaries and all that was said")
         cache, self._cache = self._usable_cache(prompt), None  # which is of no use when an error comes

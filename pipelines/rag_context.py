@@ -108,6 +108,7 @@ def backbone_inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) 
         text=[prompt],
         return_tensors="pt",
         add_special_tokens=adds_special_tokens(processor.tokenizer, [prompt]),
+        verbose=False,  # callers look at the length themselves
     )
     inputs.pop("labels", None)  # PaliGemma's processor makes some
     return inputs

@@ -199,8 +199,8 @@ class RagPipeline(AnswerPipeline):
             answers = [self._answer_uncompressed(one, generate_kwargs or {}) for one in asked]
         else:
             for one in asked:
-                num_tokens = self.processor(text=[one["prompt"]])["input_ids"].shape[1] - len(one["pictures"])
-                num_tokens += int(one["summary"].lengths.sum())
+                num_tokens = self.processor(text=[one["prompt"]], verbose=False)["input_ids"].shape[1]
+                num_tokens += int(one["summary"].lengths.sum()) - len(one["pictures"])
                 check_room(self.model, num_tokens, settings, f"{len(one['pictures'])} summaries")
             plain = [{name: one[name] for name in ("question", "prompt", "summary")} for one in asked]
             answers = [answer["ids"] for answer in super()._forward(plain, None, generate_kwargs)]

@@ -1,5 +1,6 @@
 """One question, answered from summaries and by the bare backbone on all image tokens, with what each costs."""
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 from fwd2bot.pipelines.rag_context import backbone_inputs
 
 MAX_NEW_TOKENS = 48
+POLL_SECONDS = 0.1  # after which an answer notices that it is no longer wanted, also before the next token
 STEP_SECONDS = 120  # that a single token may take before the answer is given up
 STORED = torch.float16  # in which the bytes of image tokens and summaries are counted
 
@@ -26,7 +28,7 @@ class Answer:
         image_bytes: of the vectors of these image tokens, two a number.
         first_token_seconds: from the call to the first new token; None before it.
         cache_bytes: of keys and values for the prompt; None before the end.
-        done: whether the answer is complete.
+        done: whether the answer is complete. cut: whether it ends at `MAX_NEW_TOKENS`, not where the model ended it.
     """
 
     text: str = ""
@@ -36,26 +38,33 @@ class Answer:
     first_token_seconds: float | None = None
     cache_bytes: int | None = None
     done: bool = False
+    cut: bool = False
 
 
-def answer_from_summaries(model: Any, processor: Any, prompt: str, summary: Any) -> Iterator[Answer]:
-    """Stream the answer to a prompt with a placeholder for each summary.
+def answer_from_summaries(
+    model: Any, processor: Any, prompt: str, summary: Any, stop: threading.Event
+) -> Iterator[Answer]:
+    """Stream the answer to a prompt with a placeholder for each summary; when `stop` is set, it ends before its end.
 
     Raises:
         ValueError: when prompt and answer are longer than the model reads, before any compute.
     """
-    inputs = processor(text=[prompt]).to(model.device)
+    inputs = processor(text=[prompt], verbose=False).to(model.device)
     tokens = int(summary.lengths.sum())
     length = inputs["input_ids"].shape[1] - len(summary) + tokens
     start = Answer(image_tokens=tokens, prompt_tokens=length, image_bytes=tokens * _width(model) * STORED.itemsize)
     check_length(model, length)
-    yield from _stream(
-        processor, start, lambda **kwargs: model.generate_from_summary(summary, **inputs, **kwargs), length
-    )
+
+    def generate(**kwargs: Any) -> Any:
+        return model.generate_from_summary(summary, **inputs, **kwargs)
+
+    yield from _stream(model, processor, start, generate, length, stop)
 
 
-def answer_uncompressed(model: Any, processor: Any, prompt: str, images: list[Any]) -> Iterator[Answer]:
-    """Stream the bare backbone's answer to the same prompt, with the pictures in full.
+def answer_uncompressed(
+    model: Any, processor: Any, prompt: str, images: list[Any], stop: threading.Event
+) -> Iterator[Answer]:
+    """Stream the bare backbone's answer to the same prompt, with the pictures in full; `stop` ends it early.
 
     The time to the first token has the vision tower in it, as it is run for every question.
 
@@ -67,7 +76,11 @@ def answer_uncompressed(model: Any, processor: Any, prompt: str, images: list[An
     length = inputs["input_ids"].shape[1]
     start = Answer(image_tokens=tokens, prompt_tokens=length, image_bytes=tokens * _width(model) * STORED.itemsize)
     check_length(model, length)
-    yield from _stream(processor, start, lambda **kwargs: model.generate_uncompressed(**inputs, **kwargs), length)
+
+    def generate(**kwargs: Any) -> Any:
+        return model.generate_uncompressed(**inputs, **kwargs)
+
+    yield from _stream(model, processor, start, generate, length, stop)
 
 
 def check_length(model: Any, length: int) -> None:
@@ -84,25 +97,43 @@ def _width(model: Any) -> int:
 
 
 class _TimedStreamer(TextIteratorStreamer):
-    """Hands on text as it comes, and remembers when the first new token did."""
+    """Hands on text as it comes until `stop` is set, and remembers when the first new token came."""
 
-    def __init__(self, tokenizer: Any):
-        super().__init__(tokenizer, skip_prompt=True, timeout=STEP_SECONDS, skip_special_tokens=True)
-        self.begin = time.perf_counter()
+    def __init__(self, tokenizer: Any, stop: threading.Event):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.begin, self.stop = time.perf_counter(), stop
         self.first: float | None = None
+        self.new: list[int] = []
 
     def put(self, value: torch.Tensor) -> None:
-        if not self.next_tokens_are_prompt and self.first is None:
-            self.first = time.perf_counter() - self.begin
+        if not self.next_tokens_are_prompt:
+            self.first = self.first or time.perf_counter() - self.begin
+            self.new += value.flatten().tolist()
         super().put(value)
 
+    def __next__(self) -> str:
+        give_up = time.monotonic() + STEP_SECONDS
+        while not self.stop.is_set():
+            try:
+                text = self.text_queue.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if time.monotonic() > give_up:
+                    raise
+                continue
+            if text == self.stop_signal:
+                break
+            return text
+        raise StopIteration
 
-def _stream(processor: Any, answer: Answer, generate: Callable[..., Any], prompt_length: int) -> Iterator[Answer]:
+
+def _stream(
+    model: Any, processor: Any, answer: Answer, generate: Callable[..., Any], length: int, stop: threading.Event
+) -> Iterator[Answer]:
     """Run `generate` in a thread of its own and follow it; a consumer that stops listening stops it."""
-    streamer, stop, result = _TimedStreamer(processor.tokenizer), threading.Event(), {}
+    streamer, left, result = _TimedStreamer(processor.tokenizer, stop), threading.Event(), {}
 
     def stopped(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.full((len(ids),), stop.is_set(), device=ids.device)
+        return torch.full((len(ids),), left.is_set() or stop.is_set(), device=ids.device)
 
     def run() -> None:
         try:
@@ -123,13 +154,23 @@ def _stream(processor: Any, answer: Answer, generate: Callable[..., Any], prompt
         for text in streamer:
             answer = replace(answer, text=answer.text + text, first_token_seconds=streamer.first)
             yield answer
+        if stop.is_set():  # the thread ends with the step that it is at
+            return
         thread.join()
     finally:
-        stop.set()
+        left.set()
     if "error" in result:
         raise result["error"]
-    cache = cache_bytes(result["output"].past_key_values, prompt_length)
-    yield replace(answer, text=answer.text.strip(), first_token_seconds=streamer.first, cache_bytes=cache, done=True)
+    output, ends = result["output"], model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    yield replace(
+        answer,
+        text=answer.text.strip(),
+        first_token_seconds=streamer.first,
+        cache_bytes=cache_bytes(output.past_key_values, length),
+        done=True,
+        cut=len(streamer.new) >= MAX_NEW_TOKENS and streamer.new[-1] not in ends,
+    )
 
 
 def cache_bytes(cache: Any, prompt_length: int) -> int | None:

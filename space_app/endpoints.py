@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from .comparison import Answer
+from .inputs import sent
 from .service import Service
 from .uploads import VisitorError, read_and_delete
 
@@ -19,10 +20,10 @@ def add_endpoints(service: Service, concurrency: int) -> None:
     shared = {"concurrency_id": "model", "concurrency_limit": concurrency}
 
     def compress(picture: str, num_summary_tokens: int, request: gr.Request) -> dict[str, Any]:
-        added, problems = service.add(request.session_hash, read_and_delete(picture))
-        if problems:
-            raise VisitorError(problems[0])
-        [made] = added
+        added = service.add(request.session_hash, read_and_delete(picture))
+        if added.problems:
+            raise VisitorError(added.problems[0])
+        [made] = added.pictures or [picture for _, picture in added.again]
         summary = made.summary.truncate(_length(service, num_summary_tokens))
         return {
             "id": made.id,
@@ -38,8 +39,17 @@ def add_endpoints(service: Service, concurrency: int) -> None:
         return [{"id": hit.picture.id, "title": hit.picture.title, "score": hit.score} for hit in found]
 
     def ask(
-        question: str, pictures: list[str], find: int, num_summary_tokens: int, uncompressed: bool, request: gr.Request
+        question: str,
+        pictures: list[str],
+        find: int,
+        num_summary_tokens: int,
+        uncompressed: bool,
+        fresh: bool,
+        request: gr.Request,
     ) -> dict[str, Any]:
+        uncompressed, fresh = switched("uncompressed", uncompressed), switched("fresh", fresh)
+        if fresh:
+            service.new_conversation(request.session_hash)
         exchange = None
         for exchange in service.ask(  # noqa: B007  (the last one counts)
             request.session_hash,
@@ -47,26 +57,26 @@ def add_endpoints(service: Service, concurrency: int) -> None:
             [] if pictures is None else pictures,
             _length(service, num_summary_tokens),
             find=whole("find", find),
-            uncompressed=switched("uncompressed", uncompressed),
+            uncompressed=uncompressed,
         ):
             pass
         other = exchange.uncompressed
         return {
             "pictures": [picture.id for picture in exchange.pictures],
-            "answer": exchange.summary.text,
-            "cost": _cost(exchange.summary),
-            "uncompressed": None if other is None else {"answer": other.text, "cost": _cost(other)},
+            **_said(exchange.summary),
+            "uncompressed": None if other is None else _said(other),
             "note": exchange.note,
         }
 
     # Numbers as they come: Gradio would fail on a word before this page can say what is wrong.
     k = gr.Number(value=0, label="num_summary_tokens", visible=False)
-    one = gr.File(label="picture", visible=False)
+    one = sent(gr.File(label="picture", visible=False))
     words = gr.Textbox(label="text", visible=False)
     number = gr.Number(value=5, label="count", visible=False)
     finding = gr.Number(value=0, label="find", visible=False)
     ids = gr.JSON(value=[], label="pictures", visible=False)
     switch = gr.Checkbox(value=False, label="uncompressed", visible=False)
+    anew = gr.Checkbox(value=False, label="fresh", visible=False)
     made, hits, answered = (gr.JSON(label=name, visible=False) for name in ("summary", "hits", "answer"))
     gr.Button("compress", visible=False).click(
         _raised(compress),
@@ -90,15 +100,16 @@ def add_endpoints(service: Service, concurrency: int) -> None:
     )
     gr.Button("ask", visible=False).click(
         _raised(ask),
-        [words, ids, finding, k, switch],
+        [words, ids, finding, k, switch, anew],
         answered,
         api_name="ask",
         api_description="Answer a question from the summaries of pictures: those with the ids in the list pictures (1 "
         "to 5; find must be 0 then), or, where it is empty, as many as find says (1 to 5), found by the question "
         "itself. A question about the same pictures goes on with the conversation, and so does one with the same "
-        "find: it is about the pictures that were found before, while another find searches anew. With uncompressed "
-        "also the answer without compression. Returns pictures (ids), answer, cost, uncompressed (answer and cost) "
-        "and note.",
+        "find: it is about the pictures that were found before, while another find searches anew. With fresh a new "
+        "conversation begins, and nothing said before counts. With uncompressed also the answer without compression. "
+        "Returns pictures (ids), answer, cut_off (whether it ends because it may not be longer), cost, uncompressed "
+        "(answer, cut_off, cost) and note.",
         preprocess=False,
         **shared,
     )
@@ -125,14 +136,15 @@ def switched(name: str, value: Any) -> bool:
     return value
 
 
-def _cost(answer: Answer) -> dict[str, Any]:
-    return {
+def _said(answer: Answer) -> dict[str, Any]:
+    cost = {
         "image_tokens": answer.image_tokens,
         "prompt_tokens": answer.prompt_tokens,
         "image_bytes": answer.image_bytes,
         "first_token_seconds": answer.first_token_seconds,
         "cache_bytes": answer.cache_bytes,
     }
+    return {"answer": answer.text, "cut_off": answer.cut, "cost": cost}
 
 
 def _raised(function: Callable) -> Callable:

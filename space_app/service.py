@@ -1,8 +1,9 @@
 """What the Space does, without its page: a visitor's pictures, searching, asking, looking inside. Plain Python."""
 
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from textwrap import shorten
 from typing import Any
 
@@ -10,53 +11,20 @@ import torch
 
 from fwd2bot import Fwd2BotSummary
 from fwd2bot.pipelines.answer_inputs import question_prompt
-from fwd2bot.training.attention_maps import AttentionMaps, attention_maps
+from fwd2bot.training.attention_maps import attention_maps
 
 from .collection import Hit, Shipped, StoreCollection
 from .comparison import STORED, Answer, answer_from_summaries, answer_uncompressed
+from .results import Added, Exchange, Look
 from .uploads import Upload, VisitorError, check_count, decode, encode, shown_name
-from .visitors import MAX_TURNS, Conversation, Picture, Turn, Visitor, Visitors
+from .visitors import MAX_TURNS, Conversation, ConversationEndedError, Picture, Turn, Visitor, Visitors
 
 BATCH_SIZE = 8
 MAX_TEXT = 1000  # characters of a query or a question
 MAX_TEXTS = 10
 MAX_HITS = 50
 MAX_ASKED = 5  # pictures of one question
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A question while it is answered: about which pictures, from their summaries, and uncompressed.
-
-    Args:
-        note: why there is no uncompressed answer, where there is none.
-    """
-
-    question: str
-    pictures: list[Picture]
-    summary: Answer
-    uncompressed: Answer | None = None
-    note: str | None = None
-    earlier: tuple[Turn, ...] = ()
-
-
-@dataclass(frozen=True)
-class Look:
-    """What is inside a summary.
-
-    Args:
-        maps: where each summary token looked; None with a `note` where that is not known of the backbone.
-        closeness: cosine of the picture with each text.
-        summary_bytes: two a number. image_bytes: of all image tokens, likewise. jpeg_bytes: at quality 75.
-    """
-
-    picture: Picture
-    maps: AttentionMaps | None
-    note: str | None
-    closeness: list[tuple[str, float]]
-    summary_bytes: int
-    image_bytes: int
-    jpeg_bytes: int
+MAX_NUMBER = 2**31  # of a conversation
 
 
 class Service:
@@ -91,8 +59,8 @@ class Service:
 
     def add(
         self, session: str, uploads: Sequence[Upload], progress: Callable[[int, int], None] | None = None
-    ) -> tuple[list[Picture], list[str]]:
-        """Decode, encode anew and compress files; returns the new pictures, and what was wrong with the others.
+    ) -> Added:
+        """Decode, encode anew and compress files; a picture that is here already is not compressed again.
 
         Raises:
             VisitorError: for none or too many.
@@ -102,18 +70,27 @@ class Service:
         check_count(len(uploads))
         with self.visitors.visit(session) as visitor:
             visitor.check_room(len(uploads))
-            added, problems, read = [], [], []
+            added, read = Added(), {}
             for number, upload in enumerate(uploads, 1):
+                name = shown_name(upload.name)
                 try:
-                    read.append((shown_name(upload.name), encode(decode(upload))))
+                    jpeg = encode(decode(upload))
                 except VisitorError as error:
-                    problems.append(str(error))
+                    added.problems.append(str(error))
+                else:
+                    here = next((one for one in list(visitor.pictures.values()) if one.jpeg == jpeg), None)
+                    if here is not None:
+                        added.again.append((name, here))
+                    elif jpeg in read:
+                        added.problems.append(f"“{name}” is the same picture as “{read[jpeg]}”, and is taken once.")
+                    else:
+                        read[jpeg] = name
                 if len(read) == BATCH_SIZE or number == len(uploads) and read:
-                    added += self._compress_own(visitor, read)
-                    read = []
+                    added.pictures += self._compress_own(visitor, [(name, jpeg) for jpeg, name in read.items()])
+                    read = {}
                 if progress is not None:
                     progress(number, len(uploads))
-            return added, problems
+            return added
 
     def own(self, session: str) -> list[Picture]:
         with self.visitors.visit(session, keep=False) as visitor:
@@ -124,8 +101,8 @@ class Service:
         with self.visitors.visit(session, keep=False) as visitor:
             with visitor.lock:
                 visitor.pictures.clear()
-                visitor.conversation = Conversation()
                 visitor.query = None
+            visitor.begin_conversation()
 
     def compress(self, images: list[Any]) -> Fwd2BotSummary:
         """Summaries of pictures at the largest length, on the CPU."""
@@ -210,6 +187,7 @@ class Service:
         *,
         find: int = 0,
         uncompressed: bool = True,
+        number: int = 0,
     ) -> Iterator[Exchange]:
         """Answer from summaries, then uncompressed, as a stream; a question about the same pictures is a follow-up.
 
@@ -217,14 +195,17 @@ class Service:
             ids: the pictures, or none with `find`.
             find: how many pictures the question itself shall find. A conversation whose pictures were found goes on
                 with these as long as `find` stays the same.
+            number: of the conversation that the question belongs to, see `new_conversation`.
 
         Raises:
             VisitorError: for an empty question, no picture, too many, one that is not here, or pictures together with
                 `find`, before any compute.
+            ConversationEndedError: when a new conversation has begun, or begins while the answer is made.
         """
         question = self._check_text(question, "question")
         self._check_length(length)
         self._check_count("find", find, 0, MAX_ASKED)
+        self._check_count("number", number, 0, MAX_NUMBER)
         ids = self._check_ids(ids)
         if not ids and not find:
             raise VisitorError("No picture is chosen. Tick one below, or let the question find the pictures.")
@@ -233,7 +214,7 @@ class Service:
                 f"You have chosen {len(ids)} pictures, and the question shall find {find} more. Untick yours, or set "
                 "the number of pictures to find to 0."
             )
-        with self.visitors.visit(session) as visitor:
+        with self.visitors.visit(session) as visitor, visitor.answering(number) as stop:
             talk = visitor.conversation
             if find:
                 goes_on = talk.turns and talk.found == find
@@ -241,11 +222,17 @@ class Service:
             pictures = self._find(visitor, ids)
             if (talk.pictures, talk.found) != (ids, find) or len(talk.turns) >= MAX_TURNS:
                 talk = visitor.conversation = Conversation(ids, find)
-            yield from self._answer(talk, question, pictures, length, uncompressed)
+            yield from self._answer(talk, question, pictures, length, uncompressed, stop)
 
-    def new_conversation(self, session: str) -> None:
-        with self.visitors.visit(session, keep=False) as visitor:
-            visitor.conversation = Conversation()
+    def new_conversation(self, session: str, number: int = 0) -> None:
+        """Forget the conversation, and end an answer that is being made.
+
+        Args:
+            number: of the new conversation, from 1 on. A question of one before it that arrives later is not answered.
+        """
+        self._check_count("number", number, 0, MAX_NUMBER)
+        with self.visitors.visit(session, keep=number > 0) as visitor:
+            visitor.begin_conversation(number)
 
     def _retrieve(self, visitor: Visitor, question: str, length: int, count: int) -> list[str]:
         hits = self._rank(visitor, self._compress_texts([question]), length, count)
@@ -254,32 +241,38 @@ class Service:
         return [hit.picture.id for hit in hits]
 
     def _answer(
-        self, talk: Conversation, question: str, pictures: list[Picture], length: int, uncompressed: bool
+        self,
+        talk: Conversation,
+        question: str,
+        pictures: list[Picture],
+        length: int,
+        uncompressed: bool,
+        stop: threading.Event,
     ) -> Iterator[Exchange]:
         summary = Fwd2BotSummary.cat([picture.summary for picture in pictures]).truncate(length)
         earlier = tuple(talk.turns)
         exchange = Exchange(question, pictures, Answer(), earlier=earlier)
-        prompt = self._prompt(question, [(turn.question, turn.answer) for turn in earlier], len(pictures))
+        prompt = self._prompt(question, [(turn.question, turn.answer.text) for turn in earlier], len(pictures))
         try:
-            for answer in answer_from_summaries(self.model, self.processor, prompt, summary):
+            for answer in answer_from_summaries(self.model, self.processor, prompt, summary, stop):
                 exchange = replace(exchange, summary=answer)
                 yield exchange
         except ValueError as error:
             raise VisitorError(f"{error} Begin a new conversation, or choose fewer pictures.") from error
-        turn = Turn(question, exchange.summary.text, None)
-        if uncompressed:
+        if uncompressed and not stop.is_set():
             try:
                 images = [picture.image() for picture in pictures]
-                said = [(one.question, one.uncompressed or one.answer) for one in earlier]
+                said = [(one.question, _said_uncompressed(one)) for one in earlier]
                 prompt = self._prompt(question, said, len(pictures))
-                for answer in answer_uncompressed(self.model, self.processor, prompt, images):
+                for answer in answer_uncompressed(self.model, self.processor, prompt, images, stop):
                     exchange = replace(exchange, uncompressed=answer)
                     yield exchange
-                turn.uncompressed = exchange.uncompressed.text
             except ValueError as error:  # too long, or an original out of reach: the first answer stands
                 exchange = replace(exchange, uncompressed=None, note=str(error))
-        talk.turns.append(turn)
-        yield exchange
+        if stop.is_set():
+            raise ConversationEndedError
+        talk.turns.append(Turn(question, exchange.summary, exchange.uncompressed))
+        yield replace(exchange, complete=True)
 
     def _prompt(self, question: str, said: list[tuple[str, str]], count: int) -> str:
         messages = []
@@ -358,12 +351,18 @@ class Service:
         letters = [one for one in text if one.isalpha()]
         latin = [one for one in letters if unicodedata.name(one, "").startswith("LATIN")]
         if self.english_only and 2 * len(latin) < len(letters):
+            example = "How many carrots are in the picture?" if what == "question" else "two snowmen on a blue field"
             raise VisitorError(
-                f"This checkpoint has read simple English only, and nothing in the script of this {what}. Try “two "
-                "snowmen on a blue field”, or start the Space with a checkpoint that knows your language."
+                f"This checkpoint has read simple English only, and nothing in the script of this {what}. Write it in "
+                f"English, such as “{example}”, or start the Space with a checkpoint that knows your language."
             )
         if self.processor.image_token in text:
             raise VisitorError(
                 f"The {what} holds {self.processor.image_token!r}, which marks a picture. Leave it out."
             )
         return text
+
+
+def _said_uncompressed(turn: Turn) -> str:
+    """What the uncompressed side of a conversation goes on from: its own answer where there was one."""
+    return (turn.uncompressed.text if turn.uncompressed else "") or turn.answer.text

@@ -11,12 +11,13 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from .app import CSS, build, build_failed
+from .app import build, build_failed
+from .browser_side import CSS
 from .gate import Arrivals, Gate, own_uploads
 from .options import SpaceOptions, load_service
 from .service import Service
 from .sweeping import Sweeper
-from .uploads import MAX_FILE_BYTES
+from .uploads import MAX_FILE_BYTES, MAX_FILES
 
 HEARTBEAT_SECONDS = 5  # after which a closed page is noticed
 MAX_WAITING = 100  # in the queue; more are told to come back
@@ -73,7 +74,8 @@ class RunningSpace:
             pwa=False,
             footer_links=["api"],
             allowed_paths=[],
-            max_file_size=MAX_FILE_BYTES,
+            # A file above `MAX_FILE_BYTES` is refused by itself, in our words; here the whole upload would be.
+            max_file_size=MAX_FILES * MAX_FILE_BYTES,
             state_session_capacity=1000,
             app_kwargs={"middleware": [Middleware(Gate, arrivals=arrivals)]},
             css=CSS,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -23,10 +24,11 @@ class VisitorError(ValueError):
 
 @dataclass(frozen=True)
 class Upload:
-    """A file as it came: the name that the visitor gave it, and its content."""
+    """A file as it came: the name that the visitor gave it, and its content; of one that is too large, its size."""
 
     name: str
     content: bytes
+    size: int = 0
 
 
 def read_and_delete(paths: list[str] | str | None) -> list[Upload]:
@@ -38,7 +40,7 @@ def read_and_delete(paths: list[str] | str | None) -> list[Upload]:
     paths = [Path(path) for path in ([paths] if isinstance(paths, str) else paths or [])]
     try:
         check_count(len(paths))
-        return [Upload(path.name, path.read_bytes()) for path in paths]
+        return [_read(path) for path in paths]
     except FileNotFoundError as error:
         name = shown_name(str(error.filename))
         raise VisitorError(f"“{name}” is no longer here, choose it again.") from error
@@ -47,9 +49,34 @@ def read_and_delete(paths: list[str] | str | None) -> list[Upload]:
             path.unlink(missing_ok=True)
 
 
+def _read(path: Path) -> Upload:
+    size = path.stat().st_size
+    return Upload(path.name, b"" if size > MAX_FILE_BYTES else path.read_bytes(), size)
+
+
 def check_count(count: int) -> None:
     if count > MAX_FILES:
         raise VisitorError(f"{count} files came at once; at most {MAX_FILES} are taken. Choose fewer.")
+
+
+def check_size(name: str, size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise VisitorError(
+            f"“{shown_name(name)}” has {size / MEGABYTE:.1f} MB; at most {MAX_FILE_BYTES // MEGABYTE} MB are taken. "
+            "Make it smaller first, for example by saving it as a JPEG or with fewer pixels."
+        )
+
+
+def refusals(found: Any) -> list[str]:
+    """What there is to say of the files that the page itself has refused: their number, or name and size of each."""
+    count, large = found["count"], found["large"]
+    problems = []
+    for check, arguments in [(check_count, (int(count),)), *((check_size, (str(n), int(s))) for n, s in large)]:
+        try:
+            check(*arguments)
+        except VisitorError as error:
+            problems.append(str(error))
+    return problems
 
 
 def decode(upload: Upload) -> Image.Image:
@@ -59,13 +86,9 @@ def decode(upload: Upload) -> Image.Image:
         VisitorError: for a file that is empty, too large, no picture, damaged, or of too many pixels.
     """
     name = shown_name(upload.name)
+    check_size(name, max(upload.size, len(upload.content)))
     if not upload.content:
         raise VisitorError(f"“{name}” is empty. Choose another file.")
-    if len(upload.content) > MAX_FILE_BYTES:
-        raise VisitorError(
-            f"“{name}” has {len(upload.content) / MEGABYTE:.1f} MB; at most {MAX_FILE_BYTES / MEGABYTE:.0f} MB are "
-            "taken. Make it smaller first."
-        )
     try:
         picture = load_image(upload.content, max_pixels=MAX_PIXELS, formats=FORMATS)
     except ValueError as error:

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from .collection import Hit
-from .comparison import Answer
-from .service import Exchange, Look
+from .comparison import MAX_NEW_TOKENS, Answer
+from .results import Added, Exchange, Look
 from .uploads import encode
 from .visitors import Picture
 
@@ -38,8 +38,20 @@ def heard(words: str) -> str:
 
 def completed(exchange: Exchange) -> str:
     other = exchange.uncompressed
-    words = f"Answer complete. From the summaries: {exchange.summary.text}."
-    return words if other is None else f"{words} Uncompressed: {other.text}."
+    words = f"Answer complete. From the summaries: {exchange.summary.text}{_end(exchange.summary)}."
+    return words if other is None else f"{words} Uncompressed: {other.text}{_end(other)}."
+
+
+def _end(answer: Answer) -> str:
+    """The sign of an answer that has no end of its own."""
+    return f" … (cut off at {MAX_NEW_TOKENS} tokens)" if answer.cut else ""
+
+
+def added(files: Added) -> str:
+    """What became of the files that a visitor has brought."""
+    words = [f"{len(files.pictures)} of your pictures added and compressed."] if files.pictures else []
+    words += [f"“{name}” is here already, as “{picture.title}”." for name, picture in files.again]
+    return message(" ".join([*words, *files.problems]), "alert" if files.problems else "status")
 
 
 def image(jpeg: bytes | None, alt: str) -> str:
@@ -58,8 +70,8 @@ def tiles(pictures: Sequence[Picture], legend: str, group: str, kind: str | None
         items = [f"<li>{image(one.thumbnail, one.text)}<span>{text(one.title)}</span></li>" for one in pictures]
         return f'<h3>{text(legend)}</h3><ul class="f2b-tiles">{"".join(items)}</ul>'
     items = [
-        f'<label><input type="{kind}" name="{group}" value="{text(one.id)}" aria-label="{text(one.title)}: '
-        f'{text(one.text)}">{image(one.thumbnail, "")}<span>{text(one.title)}</span></label>'
+        f'<label><input type="{kind}" name="{group}" value="{text(one.id)}" aria-label="{text(one.name)}">'
+        f"{image(one.thumbnail, '')}<span>{text(one.title)}</span></label>"
         for one in pictures
     ]
     return (
@@ -92,15 +104,22 @@ def conversation(exchange: Exchange) -> str:
     about = "".join(
         f"<li>{image(one.thumbnail, one.text)}<span>{text(one.title)}</span></li>" for one in exchange.pictures
     )
-    rows = [_turn(turn.question, turn.answer, turn.uncompressed) for turn in exchange.earlier]
+    rows = [
+        _turn(turn.question, said(turn.answer), turn.uncompressed and said(turn.uncompressed))
+        for turn in exchange.earlier
+    ]
     if exchange.uncompressed is not None:
-        other = exchange.uncompressed.text or "…"
+        other = said(exchange.uncompressed)
     elif exchange.note:
         other = f"no uncompressed answer: {exchange.note}"
     else:
         other = None if exchange.summary.done else "…"
-    rows.append(_turn(exchange.question, exchange.summary.text or "…", other))
+    rows.append(_turn(exchange.question, said(exchange.summary), other))
     return f'<h3>About</h3><ul class="f2b-tiles f2b-small">{about}</ul>{"".join(rows)}'
+
+
+def said(answer: Answer) -> str:
+    return (answer.text or "…") + _end(answer)
 
 
 def _turn(question: str, answer: str, uncompressed: str | None) -> str:
@@ -127,8 +146,23 @@ def comparison(exchange: Exchange) -> str:
     ]
     return (
         '<table class="f2b-table"><caption>What the last answer cost. Bytes at two a number; the cache holds keys '
-        "and values.</caption><thead><tr><td></td><th scope=col>from the summaries</th><th scope=col>uncompressed</th>"
-        f"</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        "and values.</caption><thead><tr><td></td><th scope=col>from the sum&shy;maries</th>"
+        f"<th scope=col>uncom&shy;pressed</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        + _why_later(one, other)
+    )
+
+
+def _why_later(one: Answer, other: Answer | None) -> str:
+    """What there is to say where the summaries, which are to save time, took longer to the first token."""
+    if other is None or None in (one.first_token_seconds, other.first_token_seconds):
+        return ""
+    if one.first_token_seconds <= other.first_token_seconds:
+        return ""
+    return (
+        f'<p class="f2b-note">Here the first token came later from the summaries: leaving out '
+        f"{other.image_tokens - one.image_tokens} image tokens saves this model only a little time, the adapters take "
+        "some of it back, and what else the machine does counts for more. The more image tokens and the larger the "
+        "model, the more is saved.</p>"
     )
 
 
@@ -151,8 +185,8 @@ def looked(found: Look) -> str:
     """Heat maps, closeness and sizes of a picture."""
     picture, parts = found.picture, []
     parts.append(
-        f'<figure class="f2b-figure">{image(picture.jpeg, picture.text)}<figcaption>{text(picture.title)}: '
-        f"{text(picture.text)}</figcaption></figure>"
+        f'<figure class="f2b-figure">{image(picture.jpeg, picture.text)}<figcaption>{text(picture.name)}</figcaption>'
+        "</figure>"
     )
     most = max(found.jpeg_bytes, found.image_bytes, found.summary_bytes)
     sizes = [

@@ -16,6 +16,7 @@ from .uploads import MAX_FILES, VisitorError, encode
 MAX_VISITORS = 100
 IDLE_SECONDS = 30 * 60
 MAX_TURNS = 20
+STOP_SECONDS = 5  # that an answer which is no longer wanted may take to end
 THUMBNAIL = 192  # pixels
 
 
@@ -38,6 +39,11 @@ class Picture:
     summary: Any
     described: bool = False
 
+    @property
+    def name(self) -> str:
+        """Its title, and what it shows where that is known."""
+        return f"{self.title}: {self.text}" if self.described else self.title
+
     def image(self) -> Image.Image:
         """The pixels that the model saw, and sees again uncompressed.
 
@@ -59,13 +65,20 @@ class Picture:
         return encode(picture, 85)
 
 
+class ConversationEndedError(VisitorError):
+    """A new conversation was begun while this answer was made or waited; nobody wants it any more."""
+
+    def __init__(self) -> None:
+        super().__init__("A new conversation was begun before this answer was complete. Ask again.")
+
+
 @dataclass
 class Turn:
-    """A question, and what was answered from the summaries and uncompressed."""
+    """A question, and its `Answer` from the summaries and uncompressed."""
 
     question: str
-    answer: str
-    uncompressed: str | None
+    answer: Any
+    uncompressed: Any | None
 
 
 @dataclass
@@ -92,6 +105,38 @@ class Visitor:
     busy: int = 0
     made: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    number: int = 0  # of the conversation, as the page counts them
+    running: dict[threading.Event, threading.Event] = field(default_factory=dict)  # of answers: stop, and has ended
+
+    @contextmanager
+    def answering(self, number: int) -> Iterator[threading.Event]:
+        """Yields what is set when the answer made within the block is no longer wanted.
+
+        Raises:
+            ConversationEndedError: when a conversation after that of this `number` has begun.
+        """
+        stop, ended = threading.Event(), threading.Event()
+        with self.lock:
+            if number < self.number:
+                raise ConversationEndedError
+            self.running[stop] = ended
+        try:
+            yield stop
+        finally:
+            with self.lock:
+                del self.running[stop]
+            ended.set()
+
+    def begin_conversation(self, number: int = 0) -> None:
+        """End the answers that are being made, and wait until they have ended."""
+        with self.lock:
+            self.conversation = Conversation()
+            self.number = max(self.number, number)
+            running = dict(self.running)
+        for stop in running:
+            stop.set()
+        for ended in running.values():
+            ended.wait(STOP_SECONDS)
 
     def check_room(self, count: int) -> None:
         """Raise `VisitorError` unless so many more pictures may be added."""

@@ -12,6 +12,7 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForImageTextToText, TrainingArguments
 
 from fwd2bot import Fwd2BotConfig
+from fwd2bot.folder_fwd2bot import check_name
 
 from .recipe import Recipe
 
@@ -114,6 +115,7 @@ def hours(seconds: float) -> str:
 def frozen_weights(recipe: Recipe) -> tuple[int, int]:
     """Number of parameters of a Fwd2Bot's backbone, from its config alone, and the bytes that they will take."""
     chosen = recipe.model
+    check_name(chosen.init_from or chosen.backbone, "Fwd2Bot" if chosen.init_from else "backbone")
     if chosen.init_from:
         config = Fwd2BotConfig.from_pretrained(chosen.init_from).backbone_config
     else:

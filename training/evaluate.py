@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from fwd2bot import Fwd2BotSummary
+from fwd2bot.folder_fwd2bot import check_name
 
 from .answering import (
     Asked,
@@ -342,6 +343,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     data.add_argument("--no-uncompressed", action="store_true", help="leave the backbone on all image tokens out")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures as JSON, too")
     args = parser.parse_args(arguments)
+    try:
+        check_name(args.checkpoint)
+    except FileNotFoundError as error:
+        parser.error(str(error))
     config = AutoConfig.from_pretrained(args.checkpoint)
     batch_size = 250 if args.batch_size is None else args.batch_size
     try:

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from transformers import AutoConfig
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
-from fwd2bot.folder_fwd2bot import draft_folder
+from fwd2bot.folder_fwd2bot import check_name, draft_folder
 
 from .commands import COMMAND
 from .model_card import CardOptions, is_hub_id, languages_of, model_card
@@ -84,7 +84,7 @@ def export(
         options: of the card. Default: the folder's name, and nothing that is not known.
 
     Raises:
-        FileNotFoundError: `evaluation` or `recipe` was given and is not there.
+        FileNotFoundError: `checkpoint` is not there, or `evaluation` or `recipe` was given and is not.
         ValueError: `folder` is `checkpoint`; a weight is not finite or does not fit `dtype`; the evaluation is of
             another model or lacks a figure of the card; adapters alone of a backbone that is not on the Hub.
     """
@@ -93,6 +93,7 @@ def export(
             f"{folder} is the checkpoint itself, whose weights an export would replace by rounded ones. Name another "
             "folder"
         )
+    check_name(checkpoint)
     evaluation = _found(evaluation, [checkpoint / EVALUATION], "evaluation", "`fwd2bot.training.evaluate --output`")
     recipe = _found(recipe, [checkpoint / RECIPE, checkpoint.parent / RECIPE], "recipe", "the folder of a run")
     config = AutoConfig.from_pretrained(checkpoint)

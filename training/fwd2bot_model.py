@@ -8,6 +8,7 @@ from transformers import AutoProcessor, BitsAndBytesConfig, ProcessorMixin
 from fwd2bot import Fwd2BotConfig, Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 from fwd2bot.backbone_fwd2bot import load_backbone
 from fwd2bot.configuration_fwd2bot import STAGES
+from fwd2bot.folder_fwd2bot import check_name
 
 from .recipe import Fwd2BotModel, Recipe
 
@@ -20,9 +21,11 @@ def build_fwd2bot(recipe: Recipe, device: torch.device) -> tuple[Fwd2BotForCondi
 
     Raises:
         ValueError: for a setting that does not fit `model.init_from`.
+        FileNotFoundError: for a folder that is not there.
         ImportError: for a quantised backbone without bitsandbytes.
     """
     chosen = recipe.model
+    check_name(chosen.init_from or chosen.backbone, "Fwd2Bot" if chosen.init_from else "backbone")
     settings: dict[str, Any] = {"summary_lengths": chosen.summary_lengths, **chosen.config}
     if recipe.contrastive.loss is not None:
         settings["contrastive_loss"] = recipe.contrastive.loss

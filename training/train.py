@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils import logging
 
 from fwd2bot import Fwd2BotProcessor
+from fwd2bot.folder_fwd2bot import check_name
 
 from .backbone import build_backbone, build_processor
 from .check import check
@@ -150,6 +151,7 @@ def training_arguments(values: dict[str, Any]) -> TrainingArguments:
 def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
     sources = open_sources(recipe.data) if isinstance(recipe.data, SourcesData) else None
     if recipe.model.init_from:
+        check_name(recipe.model.init_from, "backbone")
         processor = AutoProcessor.from_pretrained(recipe.model.init_from)
         model = LlavaForConditionalGeneration.from_pretrained(
             recipe.model.init_from, dtype=torch.float32, attn_implementation=recipe.model.attn_implementation

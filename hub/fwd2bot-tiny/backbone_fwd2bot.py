@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrained
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from .adapters_fwd2bot import is_adapter_parameter
+from .folder_fwd2bot import check_name
 from .placeholders_fwd2bot import position_ids_from_mask
 from .weights_fwd2bot import check_loading_info
 
@@ -25,9 +26,7 @@ CONNECTORS = ("multi_modal_projector", "connector", "visual.merger", "vision_tow
 
 def load_backbone(path: str | os.PathLike, **options: Any) -> PreTrainedModel:
     """`AutoModelForImageTextToText.from_pretrained`, but a missing weight is an error."""
-    looks_local = os.fspath(path).startswith((".", "~", os.sep)) or os.fspath(path).count("/") > 1
-    if looks_local and not os.path.isdir(path):
-        raise FileNotFoundError(f"There is no folder {os.fspath(path)!r} to load the backbone from.")
+    check_name(path, "backbone")
     try:
         backbone, info = AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True, **options)
     except ValueError as error:

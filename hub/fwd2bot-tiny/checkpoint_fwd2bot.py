@@ -16,7 +16,7 @@ from .adapter_checkpoint_fwd2bot import fill_adapters, read_adapters, save_adapt
 from .adapters_fwd2bot import is_adapter_parameter, lora_arguments
 from .backbone_fwd2bot import check_backbone, commit_of, load_backbone
 from .configuration_fwd2bot import STAGES, own_fields
-from .folder_fwd2bot import HUB_OPTIONS, copy_code, draft_folder, find_code, set_auto_map
+from .folder_fwd2bot import HUB_OPTIONS, check_name, copy_code, draft_folder, find_code, set_auto_map
 from .pickling_fwd2bot import allow_recording, without_recording
 from .quantization_fwd2bot import is_quantized, mark_backbone, quantize_backbone_only
 from .weights_fwd2bot import check_loading_info, check_same_backbone, weights_fingerprint
@@ -128,6 +128,7 @@ class CheckpointMixin:
             ValueError: for weights that do not fit, or a backbone that the adapters were not trained on.
         """
         path, hub = pretrained_model_name_or_path, {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        check_name(path)
         return_info = kwargs.pop("output_loading_info", False)
         if isinstance(kwargs.get("attn_implementation"), dict):
             raise ValueError(

@@ -16,7 +16,13 @@ MAX_DOWNLOAD = 100_000_000  # bytes of a picture behind a URL
 URL_TIMEOUT = 30  # seconds
 
 
-def load_image(image: Any, *, max_pixels: int = MAX_IMAGE_PIXELS, formats: Sequence[str] | None = None) -> Image.Image:
+def load_image(
+    image: Any,
+    *,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    formats: Sequence[str] | None = None,
+    name: str | None = None,
+) -> Image.Image:
     """Any picture as RGB, the same from a path, from bytes and from PIL.
 
     EXIF orientation is applied, transparency is laid on white, an animation gives its first frame.
@@ -26,16 +32,15 @@ def load_image(image: Any, *, max_pixels: int = MAX_IMAGE_PIXELS, formats: Seque
         max_pixels: a picture of more is refused before it is decoded.
         formats: names of the formats, as Pillow has them ("PNG", "JPEG"), of which a path, a URL or bytes may be; for
             pictures of strangers, since Pillow also reads formats that hold programs. Default: all.
+        name: what errors call the picture. Default: its path, URL or type.
 
     Raises:
         TypeError: for another type. ValueError: for a picture that cannot be read to its end, or one of more than
             `max_pixels` pixels. FileNotFoundError: for a path that is not there.
     """
-    name = (
-        f"Image {str(image)[:200]!r}"
-        if isinstance(image, (str, os.PathLike))
-        else f"An image ({type(image).__name__})"
-    )
+    if name is None:
+        is_named = isinstance(image, (str, os.PathLike))
+        name = f"Image {str(image)[:200]!r}" if is_named else f"An image ({type(image).__name__})"
     source = _picture_source(image, name)
     limits = f"allowed are 1 to {max_pixels:,} in all. Resize it first."
     try:

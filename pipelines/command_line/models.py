@@ -105,18 +105,19 @@ def read_config(options: ModelOptions) -> Any:
     """
     from transformers import AutoConfig
 
-    import fwd2bot  # noqa: F401  (which makes the class of the checkpoint known)
+    from fwd2bot.folder_fwd2bot import check_name  # whose package makes the class of the checkpoint known
 
     name = options.name
-    if (os.path.isabs(name) or name.startswith(".")) and not os.path.isdir(name):
-        raise FileNotFoundError(f"There is no folder {name!r}. Give --model the folder of a checkpoint, or its id.")
+    check_name(name)
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(
                 name, revision=options.revision or "main", trust_remote_code=options.trust_remote_code
             )
     except OSError as error:
-        raise OSError(f"The checkpoint {name!r} cannot be read: {error}") from error
+        if os.path.isdir(name):
+            raise OSError(f"The checkpoint {name!r} cannot be read: {error}") from error
+        raise OSError(f"There is no folder {name!r}, and the Hub gives no checkpoint of that id: {error}") from error
     if config.model_type != "fwd2bot":
         raise ValueError(
             f"{name} is no Fwd2Bot checkpoint but a model of the type {config.model_type!r}. Give one that "

@@ -24,7 +24,7 @@ from .options import (
     is_url,
 )
 from .printing import print_json, print_table, printable, say, short
-from .showing import check_show_path, write_page
+from .showing import check_show_path, try_page
 
 if TYPE_CHECKING:
     from fwd2bot.pipelines.store import SummaryStore
@@ -60,6 +60,7 @@ def search(
     """
     if (text is None) == (image is None):
         raise typer.BadParameter("Give a TEXT or --image FILE, one of the two.", param_hint="TEXT")
+    _check_text(text, "TEXT")
     check_show_path(show)
     query = text if image is None else image if is_url(image) else Path(image)
     if isinstance(query, Path) and not query.is_file():
@@ -73,13 +74,15 @@ def search(
         rerank=rerank,
         candidates=candidates,
     )
-    shown = write_page(show, text or image, [(None, hits)])
+    shown, problem = try_page(show, text or image, [(None, hits)])
     if as_json:
         print_json({"store": store, "query": text, "image": image, "hits": hits, "shown": shown})
     elif hits:
         _print_hits(hits)
     else:
         say("No picture was found: the store is empty, or --where leaves none.")
+    if problem:
+        raise problem
 
 
 def ask(
@@ -130,6 +133,8 @@ def ask(
     """
     if ids and (find is not None or where is not None or rerank is not None):
         raise typer.BadParameter("It names the pictures; leave out --search, --where and --rerank.", param_hint="--id")
+    _check_text(question, "QUESTION")
+    _check_text(find, "--search")
     check_show_path(show)
     options = ModelOptions(model, revision, trust_remote_code, device, dtype)
     stage = None if fallback else "generate" if ids else "text"  # the originals need the whole model
@@ -150,7 +155,7 @@ def ask(
         one["seconds"]["retrieve"] += share
         for picture in one["pictures"]:
             picture["score"] = scores.get(picture["id"])
-    shown = write_page(show, question, [(one["answer"], one["pictures"]) for one in answers])
+    shown, problem = try_page(show, question, [(one["answer"], one["pictures"]) for one in answers])
     if as_json:
         print_json({"store": store, "question": question, "answers": answers, "shown": shown})
     elif len(answers) == 1:
@@ -164,6 +169,13 @@ def ask(
             (one["answer"], _score(hit), hit["id"], hit["source"] or "") for one in answers for hit in one["pictures"]
         ]
         print_table(["answer", "score", "id", "source"], rows)
+    if problem:
+        raise problem
+
+
+def _check_text(text: str | None, hint: str) -> None:
+    if text is not None and not text.strip():
+        raise typer.BadParameter("is empty. Give at least one word.", param_hint=hint)
 
 
 def _open(

@@ -46,10 +46,16 @@ def check_show_path(path: Path | None) -> None:
         raise typer.BadParameter(f"{str(path)!r} is no file in a folder that is there.", param_hint="--show")
 
 
-def write_page(path: Path | None, title: str, sections: list[Section]) -> str | None:
+def try_page(path: Path | None, title: str, sections: list[Section]) -> tuple[str | None, OSError | None]:
+    """As `write_page`, and what went wrong: an error for when the hits themselves have been printed."""
+    try:
+        return None if path is None else write_page(path, title, sections), None
+    except OSError as error:
+        return None, error
+
+
+def write_page(path: Path, title: str, sections: list[Section]) -> str:
     """Write hits with their pictures, as far as these can be reached, and return the path."""
-    if path is None:
-        return None
     sections, left_out = _at_most(sections, MAX_SHOWN)
     make = contact_sheet if path.suffix.lower() == ".png" else html_page
     draft = path.with_name(f".{path.name}.{uuid4().hex}")

@@ -77,12 +77,14 @@ def index(
     elif workers is not None:
         raise typer.BadParameter("is for --engine ray.", param_hint="--workers")
     sources, values = _expand(pictures), _metadata(metadata or [])
-    from fwd2bot.pipelines.store import SummaryStore
-    from fwd2bot.pipelines.store.sources import each_item
+    from fwd2bot.pipelines.store import IndexReport, SummaryStore
     from fwd2bot.pipelines.store.table import check_metadata_name, exists
 
     for name in values:
-        check_metadata_name(name)
+        try:
+            check_metadata_name(name)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--metadata") from error
     options = ModelOptions(model, revision, trust_remote_code, device, dtype)
     if exists(store):
         existing = SummaryStore.open(store)
@@ -99,7 +101,10 @@ def index(
             raise typer.BadParameter(unfit, param_hint="--metadata")
         opened = SummaryStore.open(store, *load(options.or_of_store(config), "compress"))
     else:
-        next(each_item(_expand(pictures)))  # what holds no picture is an error before a store is made
+        failed = _unreadable(_expand(pictures), strict)
+        if failed is not None:  # no store is made for them
+            _report(store, IndexReport(failed=failed), None, as_json)
+            raise typer.Exit(PICTURES_FAILED)
         given = {} if codec is None else {"codec": codec}
         loaded = load(options.or_embedded(), "compress")
         opened = SummaryStore.create(store, *loaded, num_summary_tokens=num_summary_tokens, exist_ok=True, **given)
@@ -111,22 +116,52 @@ def index(
     job = {"batch_size": batch_size, "commit_every": commit_every, "strict": strict, "engine": how}
     ctx.meta["interrupted"] = "What was committed stays in the store; the same command goes on from there."
     report = opened.add(sources, metadata=values or None, progress=_progress(), **job)
+    _report(store, report, len(opened), as_json)
+    if report.failed:
+        raise typer.Exit(PICTURES_FAILED)
+
+
+def _unreadable(pictures: Any, strict: bool) -> list[tuple[str, str]] | None:
+    """Source and reason of each picture, if none of them can be read; None as soon as one can.
+
+    Raises:
+        ValueError: for what holds no picture at all; with `strict` for one that cannot be read, if none that can comes
+            before it.
+    """
+    from fwd2bot import Fwd2BotProcessor
+    from fwd2bot.pipelines.store.sources import each_item, read
+
+    failed = []
+    for item in each_item(pictures):
+        item = item if item.error else read(item, Fwd2BotProcessor.load_image)
+        if item.error is None:
+            return None
+        if strict:
+            raise ValueError(f"{item.name}: {item.error}")
+        failed.append((item.name, item.error))
+    return failed
+
+
+def _report(store: str, report: Any, rows: int | None, as_json: bool) -> None:
+    """Print what an `IndexReport` has.
+
+    Args:
+        rows: of the store; None where none was made.
+    """
     counts = {name: getattr(report, name) for name in ("added", "updated", "duplicates", "skipped")}
     if as_json:
         failed = [{"source": source, "reason": reason} for source, reason in report.failed]
         figures = {"seconds": report.seconds, "rate": report.rate}
-        print_json({"store": store, **counts, "failed": failed, "rows": len(opened), **figures})
+        print_json({"store": store, **counts, "failed": failed, "rows": rows or 0, **figures})
     else:
         done = ", ".join(f"{count:,} {name}" for name, count in counts.items())
         rate = f" ({report.rate:.1f} pictures/s)" if report.rate else ""
         print(f"{done}, {len(report.failed):,} failed in {report.seconds:.1f} s{rate}.")
-        print(f"{store} holds {pictures_of(len(opened))}.")
+        print(f"{store} was not made." if rows is None else f"{store} holds {pictures_of(rows)}.")
     for source, reason in report.failed[:LISTED]:
         say(f"failed: {source}: {reason}")
     if len(report.failed) > LISTED:
         say(f"failed: {len(report.failed) - LISTED:,} more; --json lists all.")
-    if report.failed:
-        raise typer.Exit(PICTURES_FAILED)
 
 
 def stats(

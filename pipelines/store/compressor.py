@@ -78,9 +78,14 @@ class Compressor:
         if self.model.training:
             raise ValueError("The model is in training mode, in which dropout changes summaries. Call model.eval().")
 
-    def pictures(self, pictures: list[Any]) -> torch.Tensor:
-        """Tokens `(N, k, d)` float32 of decoded pictures."""
-        return self._compress(self.processor.process_images(pictures))
+    def prepare(self, pictures: list[Any]) -> Any:
+        """What the model reads of decoded pictures, on the CPU; another thread may do it ahead."""
+        return self.processor.process_images(pictures)
+
+    def compress(self, inputs: Any) -> torch.Tensor:
+        """What `prepare` gave, or the processor made of texts, through the model: tokens `(N, k, d)` float32."""
+        inputs = inputs.to(self.model.device)
+        return self.model.compress(**inputs, num_summary_tokens=self.config.num_summary_tokens).tokens.float().cpu()
 
     def query(self, query: Any) -> torch.Tensor:
         """Tokens `(1, k, d)` float32 of a sentence, a picture or a summary of one picture.
@@ -95,13 +100,9 @@ class Compressor:
             return summary.truncate(self.config.num_summary_tokens).tokens.float()
         if "text" in item:
             self.require("search by a sentence", "text", "compress")
-            return self._compress(self.processor.process_texts([item["text"]]))
+            return self.compress(self.processor.process_texts([item["text"]]))
         self.require("search by a picture", "compress")
-        return self.pictures([self.processor.load_image(item["image"])])
-
-    def _compress(self, inputs: Any) -> torch.Tensor:
-        inputs = inputs.to(self.model.device)
-        return self.model.compress(**inputs, num_summary_tokens=self.config.num_summary_tokens).tokens.float().cpu()
+        return self.compress(self.prepare([self.processor.load_image(item["image"])]))
 
 
 def embed_tokens(tokens: torch.Tensor) -> np.ndarray:

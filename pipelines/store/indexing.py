@@ -4,7 +4,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -93,17 +93,52 @@ class IndexingJob:
         return self.report
 
     def _index(self, items: Iterator[Item]) -> None:
-        """Read, compress and commit what is not in the store; a rest may be left to the last commit."""
-        pool, load_image = ThreadPoolExecutor(THREADS), self.compressor.processor.load_image
+        """Read, compress and commit what is not in the store; a rest may be left to the last commit.
+
+        While one batch goes through the model, the next is looked up and made into tensors by another thread.
+        """
+        readers, preparer = ThreadPoolExecutor(THREADS), ThreadPoolExecutor(1)
+        load_image = self.compressor.processor.load_image
         try:
-            opened = _ahead(pool, lambda item: read(item, load_image), items, self.batch_size + THREADS)
+            opened = _ahead(readers, lambda item: read(item, load_image), items, self.batch_size + THREADS)
+            current = None
             for batch in batches(opened, self.batch_size):
-                self._compress(self._not_stored([item for item in batch if item.error is None]))
-                self._fail(batch)
-                if len(self.pending) + len(self.replaced) >= self.commit_every:
-                    self._commit()
+                readable = [item for item in batch if item.error is None]
+                ids = {one for item in readable for one in (item.key, *item.replaces)}
+                if current is not None and ids & current.ids:  # it matters what becomes of those
+                    self._finish(current)
+                    current = None
+                following = _Batch(batch, ids, preparer.submit(self._prepare, readable))
+                if current is not None:
+                    self._finish(current, following)
+                current = following
+            if current is not None:
+                self._finish(current)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for pool in (readers, preparer):
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, items: Sequence[Item]) -> tuple[list[Item], Any]:
+        """Those that are to be compressed, and what the model reads of them: None for what `compress_items` makes."""
+        new = self._not_stored(items)
+        try:
+            return new, self.compressor.prepare([item.picture for item in new]) if new else None
+        except ValueError:  # of one of them
+            return new, None
+
+    def _finish(self, batch: "_Batch", following: "_Batch | None" = None) -> None:
+        """Compress a batch, and commit if it is time; `following` is prepared meanwhile."""
+        done = list(compress_items(self.compressor, *batch.prepared.result()))
+        try:
+            if following is not None:  # which looks into the store, and at what is pending
+                wait([following.prepared])
+        finally:
+            for item, code, embedding in done:
+                self.pending[item.key] = (item, code, embedding)
+                self._replace(item)
+        self._fail(batch.items)
+        if len(self.pending) + len(self.replaced) >= self.commit_every:
+            self._commit()
 
     def _fail(self, items: Iterable[Item]) -> None:
         """Put those that cannot be used into the report; with `strict` raise the first."""
@@ -195,11 +230,6 @@ class IndexingJob:
         self.report.skipped += not is_other
         return True
 
-    def _compress(self, items: list[Item]) -> None:
-        for item, code, embedding in compress_items(self.compressor, items):
-            self.pending[item.key] = (item, code, embedding)
-            self._replace(item)
-
     def _replace(self, item: Item) -> None:
         self.replaced.update(dict.fromkeys(item.replaces, item.source))
 
@@ -235,8 +265,27 @@ class IndexingJob:
         return [name for name in given if name in known]
 
 
-def compress_items(compressor: Compressor, items: list[Item]) -> Iterator[tuple[Item, bytes, np.ndarray]]:
+@dataclass
+class _Batch:
+    """Pictures that were read.
+
+    Args:
+        ids: those that its rows may have, or replace.
+        prepared: what `IndexingJob._prepare` says to it.
+    """
+
+    items: list[Item]
+    ids: set[str]
+    prepared: Future[tuple[list[Item], Any]]
+
+
+def compress_items(
+    compressor: Compressor, items: list[Item], inputs: Any = None
+) -> Iterator[tuple[Item, bytes, np.ndarray]]:
     """A batch through the model; if one of it is refused, each by itself.
+
+    Args:
+        inputs: what `compressor.prepare` gave, if that has been done.
 
     Yields:
         `(item, tokens in the store's codec, embedding (d,))` of those that were not; the others have an `error`.
@@ -244,7 +293,9 @@ def compress_items(compressor: Compressor, items: list[Item]) -> Iterator[tuple[
     if not items:
         return
     try:
-        tokens = compressor.pictures([item.picture for item in items])
+        if inputs is None:
+            inputs = compressor.prepare([item.picture for item in items])
+        tokens = compressor.compress(inputs)
         codes = encode(tokens.numpy(), compressor.config.codec)
     except ValueError as error:
         if len(items) == 1:

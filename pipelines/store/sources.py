@@ -38,6 +38,7 @@ class Item:
             that only its content tells whether it is in the store.
         id: given by the user.
         hash: of the content, once it was read.
+        number: its place among those of the call, from 0.
         replaces: ids of rows that the same file had with an older content.
         error: why it cannot be used.
     """
@@ -48,6 +49,7 @@ class Item:
     id: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     hash: str | None = None
+    number: int = 0
     replaces: list[str] = field(default_factory=list)
     is_update: bool = False
     error: str | None = None
@@ -60,7 +62,7 @@ class Item:
     @property
     def name(self) -> str:
         """What the report calls it."""
-        return self.source or self.id or f"a {type(self.picture).__name__}"
+        return self.source or self.id or f"picture {self.number}"
 
 
 def each_item(images: Any, ids: Any = None, metadata: Any = None) -> Iterator[Item]:
@@ -99,6 +101,7 @@ def each_item(images: Any, ids: Any = None, metadata: Any = None) -> Iterator[It
         item.metadata = {**item.metadata, **(shared or {}), **(own or {})}
         for name in item.metadata:
             check_metadata_name(name)
+        item.number = count
         count += 1
         yield item
     if not count:
@@ -152,9 +155,9 @@ def read(item: Item, load_image: Any) -> Item:
             item.picture = Path(item.picture).read_bytes()
         if isinstance(item.picture, (bytes, bytearray, memoryview)):
             item.hash = hash_bytes(item.picture)
-            item.picture = load_image(item.picture)
+            item.picture = load_image(item.picture, name="it")  # the report has its source
         else:
-            item.picture = load_image(item.picture)
+            item.picture = load_image(item.picture, name="it")
             item.hash = hash_pixels(item.picture)
     except (TypeError, ValueError, OSError) as error:
         item.picture, item.error = None, str(error)

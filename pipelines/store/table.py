@@ -19,7 +19,7 @@ from lancedb.index import BTree, HnswSq, IvfPq
 from lancedb.table import Table
 
 from .codecs import check_codec, token_bytes
-from .errors import reason_of, store_errors
+from .errors import filter_reason, store_errors
 
 FORMAT_VERSION = 1
 TABLE = "summaries"
@@ -288,8 +288,9 @@ class SummaryTable:
             if where is None or (isinstance(error, OSError) and "applying filter" not in str(error)):
                 raise
             names = ", ".join(name for name in self.table.schema.names if name not in ("embedding", "tokens"))
+            reason = filter_reason(error.__cause__ if isinstance(error, OSError) else error)
             raise ValueError(
-                f"The filter {where!r:.300} cannot be used: {reason_of(error)}. It is a condition in SQL on the "
+                f"The filter {where!r:.300} cannot be used: {reason:.300}. It is a condition in SQL on the "
                 f"columns {names}; words stand in single quotes."
             ) from error
 

@@ -6,7 +6,7 @@ import torch
 from peft import IA3Config, LoraConfig
 from transformers import AutoModelForCausalLM
 
-from fwd2bot import Fwd2BotForConditionalGeneration
+from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 from fwd2bot.packing_fwd2bot import check_packable
 
 
@@ -149,6 +149,20 @@ def test_processor_of_another_sort_is_refused(processor):
         Fwd2BotForConditionalGeneration.from_backbone(tiny.tiny_backbone(), processor=processor)
 
 
-def test_folder_that_is_not_there_is_named():
-    with pytest.raises(FileNotFoundError, match="There is no folder './nowhere'"):
-        Fwd2BotForConditionalGeneration.from_backbone("./nowhere")
+MISSPELT = ("./nowhere", "/nowhere", "~/nowhere", "runs/nowhere/final", "nowhere", "no where/final")
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_folder_that_is_not_there_is_named(name):
+    for load in (
+        Fwd2BotForConditionalGeneration.from_backbone,
+        Fwd2BotForConditionalGeneration.from_pretrained,
+        Fwd2BotProcessor.from_pretrained,
+    ):
+        with pytest.raises(FileNotFoundError, match=f"There is no folder '{name}'.*form owner/name. Give the folder"):
+            load(name)
+
+
+def test_what_may_be_an_id_of_the_hub_is_looked_for_there():
+    with pytest.raises(OSError, match="offline|couldn't connect|Cannot find"):  # which the tests are
+        Fwd2BotForConditionalGeneration.from_pretrained("owner/name-7b.v1_5")

@@ -114,6 +114,15 @@ def test_truncation_leaves_out_the_end_of_a_long_text(processor, words):
     assert torch.equal(batch["input_ids"][0, -len(short) :], short)
 
 
+def test_text_that_is_too_long_is_an_error_or_shortened_without_a_warning_beside_it(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    processor = tiny.tiny_processor()  # a tokenizer warns once in its life
+    with pytest.raises(ValueError, match="the model reads 512. Shorten it"):
+        processor.process_texts("word " * 600)
+    processor.process_texts("word " * 600, truncation=True)
+    assert caplog.text == ""
+
+
 def test_truncation_without_room_for_a_text_is_an_error():
     processor = tiny.tiny_processor()
     processor.tokenizer.model_max_length = 20

@@ -102,7 +102,7 @@ def test_metadata_of_a_command_are_kept_with_their_types(photos, checkpoint, tmp
         (["year"], 2, "'year' is not of the form KEY=VALUE"),
         (["=1"], 2, "'=1' is not of the form"),
         (["a=1", "--metadata", "a=2"], 2, "'a' is given twice"),
-        (["my col=1"], 1, "'my col' cannot be the name of metadata"),
+        (["my col=1"], 2, "'my col' cannot be the name of metadata"),
     ],
 )
 def test_metadata_that_cannot_be_are_an_error_before_a_model_is_loaded(photos, tmp_path, options, exit_code, message):
@@ -141,8 +141,29 @@ def test_broken_picture_is_listed_and_exits_with_3(photos, checkpoint, tmp_path)
 
 def test_strict_index_stops_at_a_broken_picture(photos, checkpoint, tmp_path):
     (tmp_path / "broken.jpg").write_text("no picture")
-    message = fails("index", tmp_path / "broken.jpg", "--store", tmp_path / "s", "--model", checkpoint, "--strict")
-    assert "broken.jpg" in message
+    path = tmp_path / "s"
+    for sources in (["broken.jpg"], ["broken.jpg", photos / "0.png"]):
+        pictures = [tmp_path / one for one in sources]
+        assert "broken.jpg: it is no" in fails("index", *pictures, "--store", path, "--model", checkpoint, "--strict")
+        assert not path.exists()
+    pictures = [photos / "0.png", tmp_path / "broken.jpg"]
+    assert "broken.jpg: it is no" in fails("index", *pictures, "--store", path, "--model", checkpoint, "--strict")
+    assert len(SummaryStore.open(path)) == 1
+
+
+def test_broken_pictures_alone_are_listed_and_make_no_store(photos, checkpoint, tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_text("no picture")
+    path = tmp_path / "s"
+    command = ["index", tmp_path / "*.jpg", "--store", path]
+    found = run_json(*command, exit_code=3)
+    assert [one["source"] for one in found["failed"]] == [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
+    assert (found["added"], found["rows"]) == (0, 0)
+    result = run(*command)
+    assert f"{path} was not made." in result.stdout and "failed: " in result.stderr
+    assert not path.exists()
+    assert run_json("index", photos, "--store", path, "--model", checkpoint, "-k", 2)["added"] == 5
+    assert run_json(*command, "--model", checkpoint, exit_code=3)["rows"] == 5
 
 
 def test_empty_folder_is_an_error(checkpoint, tmp_path):
@@ -317,8 +338,19 @@ def test_info_without_a_checkpoint_is_of_the_embedded_one():
     assert run_json("info")["checkpoint"] == str(default_checkpoint())
 
 
-def test_missing_checkpoint_is_an_error():
-    assert "There is no folder '/nowhere'" in fails("info", "/nowhere")
+@pytest.mark.parametrize("name", ["/nowhere", "./nowhere", "nowhere", "runs/nowhere/final"])
+def test_missing_checkpoint_is_an_error_at_once(name, photos, tmp_path):
+    for command in (["info", name], ["index", photos, "--store", tmp_path / "s", "--model", name]):
+        message = fails(*command)
+        assert f"There is no folder '{name}', and an id on the Hub has the form owner/name" in message
+        assert "Give the folder of a checkpoint" in message
+    assert not (tmp_path / "s").exists()
+
+
+def test_id_that_the_hub_does_not_give_is_an_error_that_names_both_places():
+    assert "There is no folder 'you/nowhere', and the Hub gives no checkpoint of that id: " in fails(
+        "info", "you/nowhere"
+    )
 
 
 def test_tour_prints_its_results_as_json(checkpoint, tmp_path, monkeypatch):

@@ -1,7 +1,10 @@
 """`fwd2bot search` and `fwd2bot ask`: what they find and answer, which model they take, what they show."""
 
+import json
+import resource
 import shutil
 import sys
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,6 +65,20 @@ def test_model_that_is_not_found_is_asked_for(photo_store, monkeypatch, tmp_path
 @pytest.mark.parametrize("arguments", [[], ["a dog", "--image", "dog.jpg"]])
 def test_neither_or_both_of_text_and_image_is_a_usage_error(photo_store, arguments):
     assert "one of the two" in fails("search", photo_store, *arguments, exit_code=2)
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["search", " "], "TEXT"),
+        (["ask", ""], "QUESTION"),
+        (["ask", "What?", "--search", "\n"], "--search"),
+    ],
+)
+def test_empty_text_is_a_usage_error(photo_store, command, named):
+    name, *rest = command
+    message = fails(name, photo_store, *rest, exit_code=2)
+    assert "is empty. Give at least one word" in message and named in message
 
 
 def test_missing_picture_is_an_error(photo_store):
@@ -210,6 +227,34 @@ def test_rows_of_parquet_files_are_shown(photos, checkpoint, tmp_path):
     assert all(line.endswith("…") and len(line) < 300 for line in result.stdout.splitlines()[1:])
     hits = run_json("search", store, "a dog", "--model", checkpoint)["hits"]
     assert {hit["metadata"]["ocr"] for hit in hits} == {text}
+
+
+@contextmanager
+def full_disk(size=1_000):
+    """No file may grow beyond `size` bytes, in this process; for a block alone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("command", [["search", "a dog"], ["ask", "What?", "--max-new-tokens", "2"]])
+@pytest.mark.parametrize("ending", ["png", "html"])
+def test_hits_are_printed_also_when_their_page_cannot_be_written(photo_store, checkpoint, tmp_path, command, ending):
+    page = tmp_path / f"hits.{ending}"
+    name, *rest = command
+    arguments = (name, photo_store, *rest, "--model", checkpoint, "--top-k", 3, "--show", page)
+    with full_disk():
+        text, document = run(*arguments), run(*arguments, "--json")
+    for result in (text, document):
+        assert result.exit_code == 1
+        assert f"error: {page} cannot be written: File too large." in result.stderr
+    assert len(text.stdout.splitlines()) == 4
+    found = json.loads(document.stdout)
+    assert len(found["hits" if name == "search" else "answers"]) == 3 and found["shown"] is None
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["hits.gif", "nowhere/hits.png"])

@@ -1,5 +1,6 @@
 """`fwd2bot-rag`: what it finds, what the prompt holds, what it tells of itself, and the way back to the originals."""
 
+import logging
 import time
 from io import BytesIO
 
@@ -276,6 +277,17 @@ def test_fallback_needs_the_vision_tower(checkpoint, tmp_path):
 def test_more_than_the_model_reads_is_an_error(rag, fallback):
     with pytest.raises(ValueError, match="answer may have 500; together the model reads at most 512.*fewer pictures"):
         rag(QUESTION, max_new_tokens=500, fallback=fallback)
+
+
+@pytest.mark.parametrize("fallback", [None, "image"])
+def test_long_question_is_an_error_without_a_warning_of_the_tokenizer(rag, fallback, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(rag.processor.tokenizer, "deprecation_warnings", {})  # it warns once in its life
+    with pytest.raises(ValueError, match="together the model reads at most 512"):
+        rag("Where? " * 100, ids=["p0"], fallback=fallback)
+    with pytest.raises(ValueError, match="together the model reads at most 512"):
+        rag.chat(ids=["p0"]).ask("Where? " * 100)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The service without its page: a visitor's pictures, search, questions, looking inside, bad input, many at once."""
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,6 +12,7 @@ from space_files import upload
 from fwd2bot.pipelines.embedded import gallery, showcase
 from fwd2bot.space_app.uploads import Upload, VisitorError
 from fwd2bot.space_app.views import heat_map
+from fwd2bot.space_app.visitors import ConversationEndedError
 
 
 def last(stream):
@@ -22,12 +25,22 @@ def last(stream):
 def test_added_pictures_are_found_and_bad_files_are_told(service, visitor):
     own = Upload("snow.png", gallery()[47].path.read_bytes())
     seen = []
-    added, problems = service.add(visitor, [own, Upload("notes.jpg", b"words")], lambda *done: seen.append(done))
-    assert [picture.title for picture in added] == ["snow.png"]
-    assert len(problems) == 1 and "notes.jpg" in problems[0]
+    added = service.add(visitor, [own, Upload("notes.jpg", b"words")], lambda *done: seen.append(done))
+    assert [picture.title for picture in added.pictures] == ["snow.png"]
+    assert len(added.problems) == 1 and "notes.jpg" in added.problems[0]
     assert seen == [(1, 2), (2, 2)]
     hits = service.search(visitor, "two snowmen on a blue field", 8, top_k=2)
     assert {hit.picture.id for hit in hits} == {"own-1", "gallery-47"}
+
+
+def test_same_picture_is_compressed_once_whatever_its_file_is_called(service, visitor):
+    content = gallery()[3].path.read_bytes()
+    first = service.add(visitor, [Upload("a.png", content), Upload("b.png", content)])
+    assert [picture.title for picture in first.pictures] == ["a.png"]
+    assert first.problems == ["“b.png” is the same picture as “a.png”, and is taken once."]
+    again = service.add(visitor, [Upload("c.png", content)])
+    assert (again.pictures, again.problems, again.again) == ([], [], [("c.png", first.pictures[0])])
+    assert len(service.own(visitor)) == 1
 
 
 def test_pictures_of_one_visitor_are_not_those_of_another(service, visitor):
@@ -155,7 +168,7 @@ def test_follow_up_goes_on_with_the_conversation_until_other_pictures_are_chosen
     first = last(service.ask(visitor, "How many carrots are in the picture?", ["gallery-43"], 8))
     second = last(service.ask(visitor, "What colour is the background?", ["gallery-43"], 8))
     assert [turn.question for turn in second.earlier] == [first.question]
-    assert second.earlier[0].answer == first.summary.text
+    assert second.earlier[0].answer.text == first.summary.text
     assert second.summary.prompt_tokens > first.summary.prompt_tokens
     assert last(service.ask(visitor, "What is it?", ["gallery-44"], 8)).earlier == ()
 
@@ -186,6 +199,41 @@ def test_several_pictures_are_asked_about_together(service, visitor):
     assert (done.summary.image_tokens, done.uncompressed.image_tokens) == (8, 128)
 
 
+def test_new_conversation_ends_an_answer_before_its_next_token(service, visitor, monkeypatch):
+    """Also one whose first token takes long: the model is left alone with the step that it is at."""
+    go = threading.Event()
+    monkeypatch.setattr(service.model, "generate_from_summary", lambda *given, **more: go.wait(60))
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(last, service.ask(visitor, "What is it?", ["gallery-43"], 4))
+        while visitor not in service.visitors or not service.visitors._visitors[visitor].running:
+            time.sleep(0.01)
+        begin = time.monotonic()
+        service.new_conversation(visitor, 1)
+        assert time.monotonic() - begin < 2
+        with pytest.raises(ConversationEndedError):
+            answer.result(timeout=2)
+        go.set()
+    assert service.visitors._visitors[visitor].conversation.turns == []
+
+
+def test_question_of_an_older_conversation_is_not_answered(service, visitor):
+    service.new_conversation(visitor, 2)
+    with pytest.raises(ConversationEndedError):
+        last(service.ask(visitor, "What is it?", ["gallery-43"], 4, number=1))
+    done = last(service.ask(visitor, "What is it?", ["gallery-43"], 4, number=2, uncompressed=False))
+    assert done.complete and done.earlier == ()
+
+
+def test_answer_that_may_not_be_longer_is_marked_as_cut(service, visitor):
+    done = last(service.ask(visitor, "Describe the picture.", ["gallery-43"], 8))
+    short = last(service.ask(visitor, "How many carrots are in the picture?", ["gallery-43"], 8))
+    assert done.summary.cut or done.uncompressed.cut
+    for answer in (done.summary, done.uncompressed, short.summary, short.uncompressed):
+        tokens = len(service.processor.tokenizer(answer.text, add_special_tokens=False)["input_ids"])
+        assert answer.cut == (tokens >= 47), (tokens, answer)
+    assert not short.summary.cut
+
+
 @pytest.mark.parametrize(
     ("question", "ids", "words"),
     [
@@ -193,7 +241,7 @@ def test_several_pictures_are_asked_about_together(service, visitor):
         ("What is it?", [], "No picture is chosen. Tick one"),
         ("What is it?", [f"gallery-{index:02d}" for index in range(6)], "6 pictures are too many"),
         ("What is it?", ["../../etc/passwd"], "'passwd' is no longer here"),
-        ("это что?", ["gallery-01"], "simple English only"),
+        ("это что?", ["gallery-01"], "simple English only.*such as “How many carrots"),
     ],
 )
 def test_bad_question_is_refused_before_any_compute(service, visitor, question, ids, words):

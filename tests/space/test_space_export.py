@@ -76,6 +76,18 @@ def test_export_replaces_what_it_wrote_and_nothing_else(exported, tmp_path):
     assert not (exported / "pictures").exists()
 
 
+def test_other_folder_can_be_named_after_the_usual_one(tmp_path, monkeypatch):
+    """As `make space-export ARGS="--to DIR"` does."""
+    recipe = (ROOT / "Makefile").read_text().split("\nspace-export:")[1].split("\n\n")[0]
+    assert "--to dist/space $(ARGS)" in recipe
+    monkeypatch.setattr(module, "version", lambda name: "6.31.0")
+    usual, other = tmp_path / "usual", tmp_path / "other"
+    arguments = ["--wheel", make_wheel(tmp_path), "--to", usual, "--to", other]
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
+    module.main()
+    assert (other / "app.py").is_file() and not usual.exists()
+
+
 def test_clone_of_an_empty_repository_is_filled(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "version", lambda name: "6.31.0")
     (tmp_path / "clone" / ".git").mkdir(parents=True)

@@ -31,6 +31,25 @@ def test_file_of_too_many_bytes_is_refused(monkeypatch):
         decode(Upload("large.png", png(Image.new("RGB", (64, 64), "red")) * 2))
 
 
+def test_file_that_is_too_large_is_not_read_into_memory(tmp_path):
+    path = tmp_path / "large.png"
+    with path.open("wb") as file:
+        file.truncate(240 * uploads.MEGABYTE)
+    [found] = read_and_delete(str(path))
+    assert found.content == b"" and not path.exists()
+    with pytest.raises(VisitorError, match="“large.png” has 240.0 MB; at most 10 MB are taken. Make it smaller"):
+        decode(found)
+
+
+def test_what_the_page_refused_is_told_for_each_file():
+    large = [["a.png", 11 * uploads.MEGABYTE], ["../b.png", 30 * uploads.MEGABYTE], ["small.png", 5]]
+    one, other = uploads.refusals({"count": 0, "large": large})
+    assert one.startswith("“a.png” has 11.0 MB; at most 10 MB") and other.startswith("“b.png” has 30.0 MB")
+    assert uploads.refusals({"count": 25, "large": []}) == [
+        "25 files came at once; at most 24 are taken. Choose fewer."
+    ]
+
+
 def test_large_picture_is_made_smaller():
     assert decode(Upload("a.png", png(Image.new("RGB", (3000, 1500), "red")))).size == (1024, 512)
 

@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import threading
 import time
 
 import pytest
 import tiny
+import torch
 from store_reports import counts, png, sources
 
 from fwd2bot.pipelines.store import SummaryStore
@@ -129,17 +131,18 @@ def test_broken_pictures_are_listed_and_the_rest_is_stored(store, save_pictures)
     folder, paths = save_pictures(6)
     paths[1].write_bytes(b"text")
     paths[3].write_bytes(png(paths[3])[:60])
-    report = store.add([*paths, folder / "gone.png", {"image": 3.5}])
-    assert counts(report) == (4, 0, 0, 0, 4)
+    report = store.add([*paths, folder / "gone.png", {"image": 3.5}, b"text"])
+    assert counts(report) == (4, 0, 0, 0, 5)
     reasons = dict(report.failed)
-    assert "no picture in a format" in reasons[str(paths[1])] and "damaged" in reasons[str(paths[3])]
-    assert "No such file" in reasons[str(folder / "gone.png")] and "A picture must be" in reasons["a NoneType"]
+    assert reasons[str(paths[1])].startswith("it is no picture in a format") and "damaged" in reasons[str(paths[3])]
+    assert "No such file" in reasons[str(folder / "gone.png")] and "A picture must be" in reasons["picture 7"]
+    assert reasons["picture 8"].startswith("it is no picture in a format")  # what has no name, by its place
 
 
 def test_strict_stops_at_a_broken_picture_and_keeps_what_came_before(store, save_pictures):
     folder, paths = save_pictures(30)
     paths[25].write_bytes(b"text")
-    with pytest.raises(ValueError, match="0-025.png: An image"):
+    with pytest.raises(ValueError, match="0-025.png: it is no picture"):
         store.add(folder, strict=True, batch_size=4)
     assert len(store) == 27  # the six batches before, and the three good ones of its own
     paths[25].unlink()
@@ -148,16 +151,53 @@ def test_strict_stops_at_a_broken_picture_and_keeps_what_came_before(store, save
 
 def test_picture_that_the_model_refuses_fails_alone(store, monkeypatch):
     shown = tiny.pictures(5)
-    original = store._compressor.pictures
+    original = store._compressor.prepare
 
     def refuse_one(pictures):
         if any(picture.size == shown[2].size for picture in pictures):
             raise ValueError("absolute aspect ratio must be smaller than 200")
         return original(pictures)
 
-    monkeypatch.setattr(store._compressor, "pictures", refuse_one)
+    monkeypatch.setattr(store._compressor, "prepare", refuse_one)
     report = store.add(shown)
     assert counts(report) == (4, 0, 0, 0, 1) and "aspect ratio" in report.failed[0][1]
+
+
+def test_next_batch_is_prepared_while_the_model_runs(store, monkeypatch):
+    prepare, compress = store._compressor.prepare, store._compressor.compress
+    prepared, running = [], []
+
+    def count(pictures):
+        prepared.append(threading.current_thread())
+        return prepare(pictures)
+
+    def wait_for_the_next(inputs):
+        running.append(threading.current_thread())
+        begin = time.monotonic()
+        while len(prepared) <= len(running) < 3:
+            assert time.monotonic() - begin < 60, "the next batch waits for the model"
+            time.sleep(0.001)
+        return compress(inputs)
+
+    monkeypatch.setattr(store._compressor, "prepare", count)
+    monkeypatch.setattr(store._compressor, "compress", wait_for_the_next)
+    assert counts(store.add(tiny.pictures(12), batch_size=4)) == (12, 0, 0, 0, 0)
+    # The settings that torch has for a thread, such as autocast, hold for the model.
+    assert set(running) == {threading.current_thread()} and threading.current_thread() not in prepared
+
+
+def test_failure_of_a_batch_is_known_to_the_next_one(store, save_pictures, monkeypatch):
+    folder, paths = save_pictures(4)
+    store.add(folder)
+    before = store.get(list(store))
+    content = png(paths[0])
+    for number, path in enumerate(paths):  # two broken copies each in a batch of their own
+        path.write_bytes(content + bytes(1 + number // 2))
+    nan = torch.full((1, 4, 32), torch.nan)
+    monkeypatch.setattr(store._compressor, "compress", lambda inputs: nan)
+    report = store.add(paths, batch_size=1)
+    assert counts(report) == (0, 0, 0, 0, 4) and all("NaN" in reason for _, reason in report.failed)
+    assert store.get(list(store)) == before  # no row goes for a copy that was not stored
 
 
 @pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"commit_every": True}, {"batch_size": 1.5}])

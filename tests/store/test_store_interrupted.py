@@ -183,15 +183,15 @@ def test_killed_job_on_changed_files_gives_the_store_of_an_undisturbed_one(
 
 def test_interrupted_job_keeps_what_was_compressed(store, save_pictures, monkeypatch):
     folder, _ = save_pictures(20)
-    original, calls = store._compressor.pictures, []
+    original, calls = store._compressor.compress, []
 
-    def interrupted(pictures):
-        calls.append(len(pictures))
+    def interrupted(inputs):
+        calls.append(inputs)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return original(pictures)
+        return original(inputs)
 
-    monkeypatch.setattr(store._compressor, "pictures", interrupted)
+    monkeypatch.setattr(store._compressor, "compress", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.add(folder, batch_size=4)
     assert len(store) == 12

@@ -297,6 +297,15 @@ def test_interrupted_purge_is_finished_by_the_same_call(store, monkeypatch, capl
     assert not holds(store.path, gone) and len(store) == 19
 
 
+def test_reader_whose_version_a_purge_removes_is_told_to_open_the_store_anew(filled):
+    store, _ = filled
+    reading = store._table.snapshot()
+    SummaryStore.open(store.path).delete("p3", purge=True)
+    with pytest.raises(OSError, match="is missing. A purge or optimize of another .*: open the store anew"):
+        list(store._table.scan(["id"], table=reading))
+    assert len(list(SummaryStore.open(store.path))) == 11
+
+
 def test_purge_beside_a_writer_goes_through(store):
     store.add_summary(torch.ones(60, 4, 32), ids=[f"r{index}" for index in range(60)])
     errors, ended = [], threading.Event()

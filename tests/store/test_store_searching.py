@@ -68,6 +68,30 @@ def test_filter_that_does_not_parse_is_named_with_the_columns(filled, where):
     assert len(store) == 12
 
 
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ("", "Expected: an expression, found: its end"),
+        ("year >", "Expected: an expression, found: its end"),
+        ("(year > 2000", "Expected: ), found: EOF"),
+        ("year = 'x' y", "Expected: ), found: y"),
+        ("yaer > 2000", "No field named yaer"),
+        ("year", "The filter year does not return a boolean"),
+        ("year > 'abc'", "Received literal Utf8(\"abc\") and could not convert to literal of type 'Int64'"),
+        ("maker = 'x", "Unterminated string literal at Line: 1, Column: 10"),
+        ("1 / (year - 2003) > 0", "Divide by zero error"),
+    ],
+)
+def test_error_of_a_filter_says_what_is_wrong_and_no_more(filled, where, reason):
+    with pytest.raises(ValueError) as error:
+        filled[0].search("a dog", where=where)
+    columns = "id, hash, source, page, size, mtime_ns, length, added, year, maker"
+    assert str(error.value) == (
+        f"The filter {where!r} cannot be used: {reason}. It is a condition in SQL on the columns {columns}; words "
+        "stand in single quotes."
+    )
+
+
 def test_filter_that_fails_while_it_runs_is_named_without_paths_of_the_library(filled):
     for where in ("1 / (year - 2003) > 0", "year = 'abc'"):
         with pytest.raises(ValueError, match="cannot be used: .* on the columns id, hash") as error:

@@ -34,12 +34,12 @@ def test_glob_takes_what_fits(store, save_pictures):
 @pytest.mark.parametrize("error", [RuntimeError, ConnectionError])
 def test_iterator_is_read_as_a_stream(store, monkeypatch, error):
     given, compressed = [], []
-    original = store._compressor.pictures
+    original = store._compressor.compress
 
-    def compress(pictures):
-        compressed.extend(pictures)
-        assert len(given) - len(compressed) <= 4 * 8  # pictures in memory: a few batches
-        return original(pictures)
+    def compress(inputs):
+        compressed.extend(inputs["input_ids"])
+        assert len(given) - len(compressed) <= 5 * 8  # pictures in memory: a few batches
+        return original(inputs)
 
     def stream():
         for index, picture in enumerate(tiny.pictures(200)):
@@ -48,7 +48,7 @@ def test_iterator_is_read_as_a_stream(store, monkeypatch, error):
             given.append(index)
             yield picture
 
-    monkeypatch.setattr(store._compressor, "pictures", compress)
+    monkeypatch.setattr(store._compressor, "compress", compress)
     with pytest.raises(error, match="the source broke"):
         store.add(stream(), batch_size=8, commit_every=50)
     done = len(compressed)

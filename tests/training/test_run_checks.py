@@ -26,6 +26,15 @@ def recipe_file(folder, **sections):
     return path
 
 
+@pytest.mark.parametrize("key", ["backbone", "init_from"])
+@pytest.mark.parametrize("name", ["nowhere", "runs/nowhere/final", "./nowhere"])
+def test_misspelt_folder_of_a_model_ends_the_command_at_once(tmp_path, key, name):
+    for recipe, options in ((recipe_file(tmp_path), []), (write_source_recipe(tmp_path, tmp_path / "s"), ["--check"])):
+        with pytest.raises(SystemExit) as ended:
+            main([str(recipe), f"model.{key}={name}", *options])
+        assert f"There is no folder '{name}', and an id on the Hub has the form owner/name." in ended.value.code
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -49,3 +49,17 @@ def own_file(number, name):
 
 def is_wider_than_the_window(page):
     return page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+
+
+def large_file(name, megabytes=11):
+    return {"name": name, "mimeType": "image/png", "buffer": b"x" * int(megabytes * 2**20)}
+
+
+def toasts(page):
+    """Gradio's own messages, which go away by themselves."""
+    return page.locator(".toast-body").all_inner_texts()
+
+
+def type_number(page, label, number):
+    """A number into the field beside a slider; the focus stays there."""
+    page.get_by_label(f"number input for {label}").first.fill(number)

@@ -24,7 +24,7 @@ def test_endpoints_are_named_and_documented(client):
     assert parameters == {
         "/compress": ["picture", "num_summary_tokens"],
         "/search": ["query", "num_summary_tokens", "top_k"],
-        "/ask": ["question", "pictures", "find", "num_summary_tokens", "uncompressed"],
+        "/ask": ["question", "pictures", "find", "num_summary_tokens", "uncompressed", "fresh"],
     }
     assert all(len(about["description"]) > 80 for about in named.values())
 
@@ -60,6 +60,7 @@ def test_picture_is_compressed_found_and_asked_about_and_other_clients_do_not_se
         (("What?", "abc", 0, 8, False), "/ask", "pictures must be a list of ids such as .* not 'abc'"),
         (("What?", ["gallery-43"], -1, 8, False), "/ask", "find must be a whole number from 0 to 5, not -1"),
         (("What?", ["gallery-43"], 0, 8, "yes"), "/ask", "uncompressed must be true or false, not 'yes'"),
+        (("What?", ["gallery-43"], 0, 8, False, 1), "/ask", "fresh must be true or false, not 1"),
         (("What?", ["gallery-43"], 2, 8, False), "/ask", "chosen 1 pictures, and the question shall find 2 more"),
         (("What?", [], 0, 8, False), "/ask", "No picture is chosen"),
     ],
@@ -73,6 +74,50 @@ def test_text_file_is_an_error(client, tmp_path):
     (tmp_path / "notes.jpg").write_text("words")
     with pytest.raises(AppError, match="“notes.jpg” is no picture"):
         client.predict(handle_file(str(tmp_path / "notes.jpg")), 8, api_name="/compress")
+
+
+def test_address_is_refused_with_the_remedy_and_fetched_by_nobody(space, monkeypatch):
+    from gradio import processing_utils
+
+    fetched = []
+    monkeypatch.setattr(
+        processing_utils, "async_ssrf_protected_download", lambda *given, **more: fetched.append(given)
+    )
+    data = {"path": "https://example.org/photo.jpg", "meta": {"_type": "gradio.FileData"}}
+    body = json.dumps({"data": [data, 8], "session_hash": "addresses"}).encode()
+    call = Request(space.url + "gradio_api/queue/join", body, {"Content-Type": "application/json"})
+    index = next(one["id"] for one in space.page.config["dependencies"] if one["api_name"] == "compress")
+    call.data = json.dumps({**json.loads(body), "fn_index": index}).encode()
+    with urlopen(call):
+        pass
+    told = ""
+    with urlopen(space.url + "gradio_api/queue/data?session_hash=addresses") as answer:
+        for line in answer:
+            told += line.decode()
+            if "process_completed" in line.decode():
+                break
+    assert "taken as a file, not from an address such as 'https://example.org/photo.jpg'. Download it" in told
+    assert fetched == []
+
+
+def test_large_file_is_an_error_with_the_remedy(client, tmp_path):
+    (tmp_path / "large.png").write_bytes(b"x" * (11 * 2**20))
+    with pytest.raises(AppError, match="“large.png” has 11.0 MB; at most 10 MB are taken. Make it smaller"):
+        client.predict(handle_file(str(tmp_path / "large.png")), 8, api_name="/compress")
+
+
+def test_same_file_twice_is_one_picture_of_the_client(client):
+    made = [client.predict(handle_file(str(gallery()[4].path)), 8, api_name="/compress") for _ in range(2)]
+    assert made[0] == made[1]
+
+
+def test_fresh_begins_a_new_conversation(client):
+    def tokens(fresh):
+        said = client.predict("What is it?", ["gallery-43"], 0, 8, False, fresh, api_name="/ask")
+        return said["cost"]["prompt_tokens"]
+
+    first, second, fresh = tokens(False), tokens(False), tokens(True)
+    assert fresh == first < second
 
 
 def status(url, **headers):

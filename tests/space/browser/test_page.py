@@ -88,7 +88,63 @@ def test_pasted_picture_is_added(open_page):
     assert "pasted.png" in page.inner_text("#f2b-own")
 
 
+def test_same_file_twice_is_taken_once_and_told(open_page):
+    page = open_page()
+    told = add(page, own_file(43, "one.png"), own_file(43, "again.png"))
+    assert (
+        told
+        == "1 of your pictures added and compressed. “again.png” is the same picture as “one.png”, and is taken once."
+    )
+    page.set_input_files("#f2b-upload input[type=file]", own_file(43, "third.png"))
+    page.get_by_text("“third.png” is here already, as “one.png”.").first.wait_for()
+    assert page.locator("#f2b-own li").all_inner_texts() == ["one.png"]
+
+
+def test_remove_is_offered_only_to_who_has_pictures(open_page):
+    page = open_page()
+    assert not page.is_visible("#f2b-remove")
+    add(page, own_file(43, "one.png"))
+    page.click("#f2b-remove")
+    page.wait_for_selector("#f2b-remove", state="hidden")
+
+
 # Ask
+
+
+def test_ticked_pictures_are_counted_and_stay_ticked_when_others_arrive(open_page):
+    page = open_page()
+    add(page, own_file(3, "mine.png"))
+    tab(page, "Ask")
+    count = page.locator("#f2b-count [role=status], #f2b-count[role=status]").first
+    assert count.inner_text() == "No picture chosen."
+    page.check("#f2b-ask-pick input[value=own-1]")
+    assert count.inner_text() == "1 picture chosen."
+    for number in (43, 44):
+        page.check(f"#f2b-ask-pick input[value=gallery-{number}]")
+    assert count.inner_text() == "3 pictures chosen."
+    tab(page, "Search")
+    page.set_input_files("#f2b-upload input[type=file]", own_file(5, "more.png"))
+    page.wait_for_selector("#f2b-own li:has-text('more.png')")
+    tab(page, "Ask")
+    assert page.is_checked("#f2b-ask-pick input[value=own-1]")
+    assert count.inner_text() == "3 pictures chosen."
+    tab(page, "Search")
+    page.click("#f2b-remove")
+    page.wait_for_selector("#f2b-own img", state="detached")
+    tab(page, "Ask")
+    assert count.inner_text() == "2 pictures chosen."
+    for number in (1, 2, 5, 6):
+        page.check(f"#f2b-ask-pick input[value=gallery-0{number}]")
+    assert count.inner_text() == "6 pictures chosen; at most 5 can be asked about."
+
+
+def test_answer_that_is_cut_off_says_so(open_page):
+    page = open_page()
+    tab(page, "Ask")
+    ask(page, "Describe the picture.", "gallery-43")
+    for answer in answers(page):
+        assert answer.endswith("… (cut off at 48 tokens)") or answer.endswith(".")
+    assert "(cut off at 48 tokens)" in page.inner_text("#f2b-talk")
 
 
 def test_answer_is_streamed_beside_the_uncompressed_one_with_its_costs(open_page):

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from page_steps import ASKED, add, answers, ask, message, own_file, search, tab
+from page_steps import ASKED, add, answers, ask, hits, large_file, message, own_file, search, tab, toasts, type_number
 from space_files import wide_png
 
 
@@ -29,6 +29,92 @@ def test_five_hundred_files_at_once_are_refused_and_the_page_goes_on(open_page, 
     assert search(page, "two snowmen on a blue field")[0] == "1. Picture 47"
 
 
+# Files that are too large
+
+
+LARGE = "“large.png” has 11.0 MB; at most 10 MB are taken. Make it smaller first"
+
+
+def test_large_file_is_told_by_name_and_the_good_ones_of_its_batch_are_taken(open_page):
+    page = open_page()
+    page.get_by_label("Find pictures that show").fill("")
+    page.click("#f2b-search")
+    assert "The query is empty" in message(page, "search")
+    files = [own_file(43, "one.png"), large_file("large.png"), own_file(47, "two.png")]
+    page.set_input_files("#f2b-upload input[type=file]", files)
+    page.wait_for_selector("#f2b-own img")
+    told = message(page, "search")
+    assert told.startswith(f"2 of your pictures added and compressed. {LARGE}")
+    assert toasts(page) == []
+    assert page.locator("#f2b-own li").all_inner_texts() == ["one.png", "two.png"]
+
+
+def test_large_files_alone_are_told_without_being_sent(open_page):
+    page = open_page()
+    assert LARGE in add(page, large_file("large.png"))
+    page.set_input_files("#f2b-upload ~ * input[type=file], input[type=file] >> nth=1", large_file("query.png", 12))
+    page.get_by_text("“query.png” has 12.0 MB").first.wait_for()
+    assert toasts(page) == []
+    assert not [url for url in page.asked if "/upload" in url]
+
+
+def test_large_files_that_are_dropped_or_pasted_are_told(open_page):
+    page = open_page()
+    bring = """([kind, bytes]) => {
+      const transfer = new DataTransfer();
+      transfer.items.add(new File([new Uint8Array(11 * 2 ** 20)], 'large.png', { type: 'image/png' }));
+      transfer.items.add(new File([new Uint8Array(bytes)], 'good.png', { type: 'image/png' }));
+      const event = kind == 'drop'
+        ? new DragEvent('drop', { dataTransfer: transfer, bubbles: true, cancelable: true })
+        : new ClipboardEvent('paste', { clipboardData: transfer, bubbles: true });
+      document.querySelector('#f2b-upload button').dispatchEvent(event);
+    }"""
+    for number, kind in enumerate(["drop", "paste"], 1):
+        page.evaluate(bring, [kind, list(own_file(number, "")["buffer"])])
+        page.wait_for_function(f"document.querySelectorAll('#f2b-own img').length == {number}")
+        assert f"1 of your pictures added and compressed. {LARGE}" in message(page, "search")
+
+
+# Numbers out of range
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("99", "16"), ("0", "1"), ("-3", "1"), ("2.5", "2")])
+def test_k_out_of_range_is_taken_for_the_nearest_and_page_and_results_agree(open_page, caplog, typed, meant):
+    page = open_page()
+    search(page, "two snowmen on a blue field")
+    type_number(page, "k, summary tokens of each picture", typed)
+    page.wait_for_selector(f"#f2b-found h3:has-text('k = {meant}')")
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(700)
+    field = page.get_by_label("number input for k, summary tokens of each picture").first
+    assert (field.input_value(), page.inner_text("#f2b-hits")) == (meant, f"The best 6 at k = {meant}")
+    assert toasts(page) == [] and "Traceback" not in caplog.text and len(hits(page)) == 6
+
+
+def test_empty_number_field_keeps_the_results(open_page, caplog):
+    page = open_page()
+    search(page, "two snowmen on a blue field")
+    type_number(page, "k, summary tokens of each picture", "")
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(700)
+    field = page.get_by_label("number input for k, summary tokens of each picture").first
+    assert page.inner_text("#f2b-hits") == f"The best 6 at k = {field.input_value()}"
+    assert toasts(page) == [] and "Traceback" not in caplog.text
+
+
+def test_number_of_pictures_to_find_out_of_range_is_taken_for_the_nearest(open_page):
+    page = open_page()
+    tab(page, "Ask")
+    type_number(page, "Pictures for the question to find", "77")
+    ask(page, ASKED)
+    answers(page)
+    assert page.locator("#f2b-talk .f2b-small li").count() == 5
+    assert toasts(page) == []
+
+
+# Queries and questions
+
+
 @pytest.mark.parametrize(
     ("query", "words"), [("", "The query is empty. Write"), ("два снеговика", "simple English only")]
 )
@@ -37,6 +123,14 @@ def test_bad_query_is_told_in_the_page(open_page, query, words):
     page.get_by_label("Find pictures that show").fill(query)
     page.click("#f2b-search")
     assert words in message(page, "search")
+
+
+def test_question_in_another_script_is_told_what_to_write(open_page):
+    page = open_page()
+    tab(page, "Ask")
+    ask(page, "это что?", "gallery-43")
+    told = message(page, "ask")
+    assert "Write it in English, such as “How many carrots are in the picture?”" in told
 
 
 def test_question_without_a_picture_is_told_in_the_page(open_page):
@@ -82,5 +176,5 @@ def test_missing_model_is_told_in_the_page(browser, tmp_path):
         page = browser.new_page()
         page.goto(space.url)
         words = page.wait_for_selector(".f2b-message").inner_text()
-        assert "cannot start. There is no folder" in words and "Give --model" in words
+        assert "cannot start. There is no folder" in words and "Give the folder of a checkpoint" in words
         page.close()

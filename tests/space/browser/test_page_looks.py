@@ -5,7 +5,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from page_steps import ASKED, answers, ask, is_wider_than_the_window, search, tab
+from page_steps import ASKED, add, answers, ask, is_wider_than_the_window, large_file, search, tab
 from PIL import Image
 
 from fwd2bot.pipelines.embedded import gallery
@@ -21,21 +21,43 @@ def take(page, folder, name, height):
     assert path.stat().st_size < 200_000
 
 
+CLIPPED = """() => [...document.querySelectorAll('h1, h3, h4, label, label span, th, td, button, p, .f2b-message')]
+  .filter((one) => one.checkVisibility() && one.innerText?.trim() && one.getClientRects().length)
+  .filter((one) => {
+    const range = document.createRange();
+    range.selectNodeContents(one);
+    return [...range.getClientRects()].some((part) => part.right > innerWidth - 8 || part.left < 0)
+      || one.tagName == 'TH' && one.scrollWidth > one.clientWidth;
+  }).map((one) => one.outerHTML.slice(0, 200))"""  # text that goes beyond the window, or a heading beyond its column
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_every_tab_fits_into_400_pixels(open_page, tmp_path, dark):
-    page = open_page(width=400, height=800, dark=dark)
+@pytest.mark.parametrize("width", [360, 400])
+def test_every_tab_fits_into_a_narrow_window(open_page, width, dark):
+    page = open_page(width=width, height=800, dark=dark)
+    assert page.evaluate(CLIPPED) == []
     assert page.evaluate("document.body.classList.contains('dark')") == dark
+    add(page, large_file(f"{'x' * 40}.png"))
+    assert page.evaluate(CLIPPED) == []
     search(page, "two snowmen on a blue field")
     assert not is_wider_than_the_window(page)
     tab(page, "Ask")
     ask(page, ASKED, "gallery-43")
     answers(page)
     assert not is_wider_than_the_window(page)
+    assert page.evaluate(CLIPPED) == []
     tab(page, "Look inside")
     page.check("#f2b-look-pick input[value=gallery-43]")
     page.click("#f2b-look")
     page.wait_for_selector("#f2b-inside ol img")
     assert not is_wider_than_the_window(page)
+    assert page.evaluate(CLIPPED) == []
+
+
+def test_footer_has_nothing_but_its_link(open_page):
+    page = open_page()
+    assert page.inner_text("footer").split("\n")[0].strip() == "Use via API"
+    assert "·" not in page.inner_text("footer")
 
 
 def tab_to(page, target):

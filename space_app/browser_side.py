@@ -1,0 +1,126 @@
+"""What the page needs in the browser: its style, and the few lines of JavaScript that Gradio has nothing for."""
+
+from .service import MAX_ASKED
+from .uploads import MAX_FILE_BYTES, MAX_FILES
+
+CSS = """
+.f2b-tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px; list-style: none;
+  padding: 0; margin: 8px 0; }
+.f2b-small { grid-template-columns: repeat(auto-fill, 72px); }
+.f2b-tiles li, .f2b-tiles label { display: flex; flex-direction: column; gap: 2px; font-size: 13px; margin: 0;
+  color: var(--body-text-color); overflow-wrap: anywhere; }
+.f2b-tiles img { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--background-fill-secondary);
+  border: 1px solid var(--border-color-primary); border-radius: 6px; margin: 0; }
+.f2b-tiles label { cursor: pointer; position: relative; }
+.f2b-tiles label input { position: absolute; left: 6px; top: 6px; width: 20px; height: 20px; }
+.f2b-tiles label:has(input:checked) img { outline: 3px solid var(--color-accent); }
+.f2b-tiles label:has(input:focus-visible) { outline: 3px solid var(--body-text-color); outline-offset: 2px; }
+.f2b-choose { border: 0; padding: 0; margin: 0; max-height: 420px; overflow-y: auto; }
+.f2b-choose legend, .f2b-table caption { font-weight: 600; text-align: left; color: var(--body-text-color); }
+.f2b-bar { display: block; height: 8px; background: var(--background-fill-secondary);
+  border: 1px solid var(--border-color-primary); border-radius: 4px; }
+.f2b-bar i { display: block; height: 100%; background: var(--color-accent); border-radius: 4px; }
+.f2b-message { padding: 10px 12px; border-radius: 6px; border: 1px solid var(--border-color-primary);
+  border-left: 6px solid #2e7d32; background: var(--background-fill-secondary); color: var(--body-text-color);
+  overflow-wrap: anywhere; }
+.f2b-alert { border-left-color: #c62828; }
+.f2b-heard { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+.block:has(> .wrap.hide):has(> .html-container > .prose:empty, > .html-container > .prose > .f2b-heard) { height: 0;
+  margin-top: calc(-1 * var(--layout-gap)) !important; }
+.block > .html-container:has(> .prose:empty, > .prose > .f2b-heard) { padding: 0; }
+.dark { --color-accent: var(--primary-400); }
+.f2b-missing { display: grid; place-content: center; aspect-ratio: 1; text-align: center; font-size: 12px;
+  border: 1px dashed var(--border-color-primary); }
+.f2b-pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(240px, 100%), 1fr)); gap: 10px; }
+.f2b-pair > div { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 8px 12px;
+  background: var(--background-fill-secondary); }
+.f2b-pair h4 { margin: 0; font-size: 13px; } .f2b-answer { margin: 4px 0 0; overflow-wrap: anywhere; }
+.f2b-question { font-weight: 600; margin: 12px 0 6px; overflow-wrap: anywhere; }
+.f2b-table { width: 100%; table-layout: fixed; border: 0 !important; border-collapse: collapse; margin: 12px 0;
+  color: var(--body-text-color); }
+.f2b-table th, .f2b-table td { text-align: left; padding: 6px 8px; font-weight: 400; vertical-align: top;
+  border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere; }
+.f2b-table thead th { font-weight: 600; overflow-wrap: normal; padding: 6px 2px 6px 8px; }
+@media (max-width: 640px) { #f2b-settings .form { flex-direction: column; } .f2b-table { font-size: 14px; } }
+.f2b-table thead, .f2b-table tbody, .f2b-table tr, .f2b-table th, .f2b-table td { border-left: 0; border-right: 0;
+  border-top: 0; }
+.f2b-note { font-size: 13px; color: var(--body-text-color); }
+footer .divider { display: none !important; }
+.f2b-figure { margin: 0; } .f2b-figure img { max-width: 100%; min-width: 192px; max-height: 320px; }
+"""
+# Read out by a screen reader whenever its content changes.
+LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')"
+# Of pictures to choose from that come and go: those that stay stay ticked.
+KEEP_TICKS = "watch('value', () => window.f2b.tick())"
+# What the page remembers: the number of the conversation, and the files that are refused here, before they are sent,
+# so that good ones of the same choice are taken and large ones cost nobody any time.
+_PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED) => {
+  const f2b = (window.f2b = { conversation: 0, refused: { count: 0, large: [] }, ticked: new Set() });
+  f2b.refusals = () => { const found = f2b.refused; f2b.refused = { count: 0, large: [] }; return found; };
+  const give = (input, files) => {
+    const transfer = new DataTransfer();
+    files.forEach((file) => transfer.items.add(file));
+    input.files = transfer.files;
+  };
+  const sift = (files) => {
+    let good = files.filter((file) => file.size <= MOST_BYTES);
+    const large = files.filter((file) => file.size > MOST_BYTES).map((file) => [file.name, file.size]);
+    f2b.refused.large = [...f2b.refused.large, ...large].slice(0, MOST_FILES);
+    if (good.length > MOST_FILES) { f2b.refused.count = good.length; good = []; }
+    if (!good.length) document.querySelector('#f2b-refuse')?.click();
+    return good;
+  };
+  const isBad = (files) => files.length > MOST_FILES || files.some((file) => file.size > MOST_BYTES);
+  document.addEventListener('change', (event) => {
+    const input = event.target;
+    if (!input.matches('input[type=file]') || !isBad([...input.files])) return;
+    const good = sift([...input.files]);
+    give(input, good);
+    if (!good.length) event.stopImmediatePropagation();
+  }, true);
+  const add = (files) => {
+    const input = document.querySelector('#f2b-upload input[type=file]');
+    if (!input) return;
+    give(input, files);
+    input.dispatchEvent(new Event('change', { bubbles: true }));
+  };
+  document.addEventListener('drop', (event) => {
+    const files = [...(event.dataTransfer?.files ?? [])];
+    if (!event.target.closest('#f2b-upload') || !isBad(files)) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    event.target.dispatchEvent(new DragEvent('dragleave', { bubbles: true }));
+    add(files);
+  }, true);
+  // A picture that is pasted anywhere in the page goes where chosen files go.
+  document.addEventListener('paste', (event) => {
+    const files = [...(event.clipboardData?.files ?? [])];
+    if (files.length) add(files);
+  });
+  const boxes = () => [...document.querySelectorAll('#f2b-ask-pick input[type=checkbox]')];
+  const count = () => {
+    f2b.ticked = new Set(boxes().filter((one) => one.checked).map((one) => one.value));
+    const number = f2b.ticked.size;
+    const most = number > MOST_ASKED ? `; at most ${MOST_ASKED} can be asked about` : '';
+    const words = `${number || 'No'} picture${number > 1 ? 's' : ''} chosen${most}.`;
+    const place = document.querySelector('#f2b-count p');
+    if (place && place.textContent !== words) place.textContent = words;
+  };
+  f2b.tick = () => { boxes().forEach((one) => { one.checked ||= f2b.ticked.has(one.value); }); count(); };
+  document.addEventListener('change', (event) => { if (event.target.closest('#f2b-ask-pick')) count(); });
+}"""
+PAGE = f"() => ({_PAGE})({MAX_FILE_BYTES}, {MAX_FILES}, {MAX_ASKED})"
+REFUSED = "window.f2b.refusals()"
+CONVERSATION = "window.f2b.conversation"
+NEXT_CONVERSATION = "++window.f2b.conversation"
+
+
+def ticked(place: str) -> str:
+    """JavaScript: the ids of the pictures that are ticked in a place."""
+    return f"[...document.querySelectorAll('{place} input:checked')].map((one) => one.value)"
+
+
+def given(count: int, **values: str) -> str:
+    """JavaScript that puts values among `count` inputs: `given(3, x1="window.f2b.conversation")`."""
+    names = [f"x{index}" for index in range(count)]
+    return f"({', '.join(names)}) => [{', '.join(values.get(name, name) for name in names)}]"
