@@ -7,8 +7,7 @@ import torch
 
 from fwd2bot.placeholders_fwd2bot import expand_placeholders
 
-from .answer_inputs import question_prompt
-from .rag_context import check_room, question_text
+from .rag_context import check_room, numbered_prompt, question_text
 
 # Arguments of `generate()` that would leave a cache that cannot be gone on with, or are set by the chat itself.
 REFUSED = ("use_cache", "cache_implementation", "cache_config", "return_dict_in_generate")
@@ -66,7 +65,7 @@ class RagChat:
 
         begin = time.perf_counter()
         messages = [*self.messages, {"role": "user", "content": [{"type": "text", "text": question}]}]
-        asked = question_prompt(messages, len(self.pictures), pipe.processor)
+        asked = numbered_prompt(messages, len(self.pictures), pipe.processor)
         inputs = pipe.processor(text=[asked], verbose=False)  # what is too long is an error below
         prompt = self._in_place(inputs)  # (L',)
         check_room(pipe.model, len(prompt), settings, f"{len(self.pictures)} summaries and all that was said")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from fwd2bot.processing_fwd2bot import adds_special_tokens
 
-from .answer_inputs import is_chat
+from .answer_inputs import is_chat, question_prompt
 
 _NUMBERS = r"\d+(?:(?:\s*,\s*(?:and\s+|or\s+)?|\s+and\s+|\s+or\s+|\s*&\s*)\d+)*"
 _NAMED = re.compile(rf"\b(?:pictures?|images?|photos?)\s+(?:no\.\s*|numbers?\s+|#)?({_NUMBERS})\b", re.IGNORECASE)
@@ -35,6 +35,37 @@ def _last_words(chat: Sequence[Mapping[str, Any]]) -> str:
     if isinstance(content, str):
         return content
     return " ".join(part["text"] for part in content if part.get("type") == "text" and "text" in part)
+
+
+def numbered_prompt(question: Any, num_pictures: int, processor: Any) -> str:
+    """`question_prompt`, in which each of several pictures has its number in front: "picture 1: <image>".
+
+    A prompt stays as it is if its chat template numbers them itself ("Picture 1: <image>"), if the question marks the
+    places of its pictures, or if the template takes all pictures out of the text, as that of LLaVA-1.5 does: a number
+    would not be where its picture is.
+    """
+    plain = question_prompt(question, num_pictures, processor)
+    token = processor.image_token
+    if num_pictures < 2 or _is_numbered(plain, token):
+        return plain
+    chat = [{"role": "user", "content": question}] if isinstance(question, str) else [dict(part) for part in question]
+    contents = [message["content"] for message in chat]
+    if any(part["type"] == "image" for content in contents if not isinstance(content, str) for part in content):
+        return plain
+    first = next(message for message in chat if message["role"] == "user")
+    words = first["content"]
+    marked: list[dict[str, str]] = []
+    for number in range(1, num_pictures + 1):
+        marked += [{"type": "text", "text": f"picture {number}: "}, {"type": "image"}, {"type": "text", "text": "\n"}]
+    first["content"] = [*marked, *([{"type": "text", "text": words}] if isinstance(words, str) else words)]
+    numbered = question_prompt(chat, num_pictures, processor)
+    return numbered if _is_numbered(numbered, token) else plain
+
+
+def _is_numbered(prompt: str, token: str) -> bool:
+    """Whether the words in front of each placeholder, back to the one before, end with its number."""
+    before = prompt.split(token)[:-1]
+    return all(re.search(rf"\b{number}\b[^\w\n]*(<[^<>\n]*>)?\s*$", part) for number, part in enumerate(before, 1))
 
 
 def named_pictures(question: str, answer: str, count: int) -> list[int]:

@@ -8,11 +8,18 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from .answer_inputs import is_one_question, question_prompt
+from .answer_inputs import is_one_question
 from .answer_pipeline import RUN_PARAMETERS, AnswerPipeline
 from .pipeline_batches import each_input
 from .rag_chat import RagChat
-from .rag_context import backbone_inputs, check_room, named_pictures, question_text, read_originals
+from .rag_context import (
+    backbone_inputs,
+    check_room,
+    named_pictures,
+    numbered_prompt,
+    question_text,
+    read_originals,
+)
 from .retrieval_pipeline import open_store
 
 COLUMNS = ("question", "text", "query", "ids")
@@ -60,7 +67,8 @@ class RagPipeline(AnswerPipeline):
 
         Args:
             questions: a `str`; or a chat, a list of messages with "role" and "content"; or a list of these. The
-                pictures come first in the prompt, from the best on, unless the question marks their places. Or rows
+                pictures come first in the prompt, from the best on and numbered, unless the question marks their
+                places. Or rows
                 `{"question": …}` with a "query" or "ids" of their own: one, a list, a data set, an iterator.
             ids: the pictures that the questions are about, in this order; nothing is searched then.
             query: what is searched for: whatever `SummaryStore.search` takes. Default: the words of the question, of a
@@ -176,7 +184,7 @@ class RagPipeline(AnswerPipeline):
         for item in items:
             begin = time.perf_counter()
             pictures = self._pictures(item["query"], item["ids"], top_k, where)
-            prompt = question_prompt(item["question"], len(pictures), self.processor)
+            prompt = numbered_prompt(item["question"], len(pictures), self.processor)
             found = time.perf_counter()
             if fallback:
                 ids = [picture["id"] for picture in pictures]

@@ -7,8 +7,16 @@ from transformers import PreTrainedTokenizerFast
 
 BOS, EOS, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
 
-# One turn reads "USER: <image>\nWhat is it? ASSISTANT: a dog</s>"; the tokenizer puts <s> in front of all.
+# One turn reads "USER: <image>\nWhat is it? ASSISTANT: a dog</s>"; the tokenizer puts <s> in front of all. In a chat
+# with several pictures each has its number, in the words that a question has for it:
+# "USER: picture 1: <image> picture 2: <image>\nIs there a dog in picture 2? ASSISTANT: yes</s>".
 CHAT_TEMPLATE = """\
+{%- set seen = namespace(images=0, number=0) -%}
+{%- for message in messages if message['content'] is not string -%}
+{%- for part in message['content'] if part['type'] == 'image' -%}
+{%- set seen.images = seen.images + 1 -%}
+{%- endfor -%}
+{%- endfor -%}
 {%- for message in messages -%}
 {%- set content = message['content'] -%}
 {%- if content is string -%}{%- set content = [{'type': 'text', 'text': content}] -%}{%- endif -%}
@@ -17,7 +25,11 @@ CHAT_TEMPLATE = """\
 {%- elif message['role'] != 'system' -%}
 {{ raise_exception('unknown role ' + message['role'] + '; use system, user or assistant') }}
 {%- endif -%}
-{%- for part in content if part['type'] == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}
+{%- for part in content if part['type'] == 'image' -%}
+{%- set seen.number = seen.number + 1 -%}
+{%- if seen.images > 1 -%}{{ 'picture ' ~ seen.number ~ ': ' }}{%- endif -%}
+{{ '<image>' }}{{ '\\n' if loop.last else ' ' }}
+{%- endfor -%}
 {%- for part in content if part['type'] == 'text' -%}{{ part['text'] }}{%- endfor -%}
 {{ eos_token if message['role'] == 'assistant' else ' ' }}
 {%- endfor -%}

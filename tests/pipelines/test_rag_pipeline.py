@@ -13,7 +13,7 @@ import tiny
 import torch
 from transformers import pipeline
 
-from fwd2bot.pipelines.rag_context import named_pictures, read_originals
+from fwd2bot.pipelines.rag_context import named_pictures, numbered_prompt, read_originals
 from fwd2bot.pipelines.store import SummaryStore
 
 QUESTION = "Where?"
@@ -40,11 +40,47 @@ def own_store(vivid_fwd2bot, tiny_processor, tmp_path):
     return store, paths
 
 
+def numbered(question, count):
+    """The question as a chat in which each of several pictures has its number in front."""
+    content = []
+    for number in range(1, count + 1):
+        content += [{"type": "text", "text": f"picture {number}: "}, {"type": "image"}, {"type": "text", "text": "\n"}]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
 def test_answer_is_that_from_the_summaries_found(rag, answer, picture_store):
     result = rag(QUESTION, **SHORT)
     hits = picture_store.search(QUESTION, top_k=3)
     assert result["pictures"] == [{"number": number, **hit} for number, hit in enumerate(hits, 1)]
-    assert result["answer"] == text(answer(QUESTION, summary=picture_store.summary(ids_of(result)), **SHORT))
+    summary = picture_store.summary(ids_of(result))
+    assert result["answer"] == text(answer(numbered(QUESTION, 3), summary=summary, **SHORT))
+
+
+@pytest.mark.parametrize("question", ["Which?", [{"role": "user", "content": "Which?"}]])
+def test_several_pictures_are_numbered_in_the_prompt(tiny_processor, question):
+    prompt = numbered_prompt(question, 2, tiny_processor)
+    assert prompt.split("USER: ")[1] == "picture 1: <image>\n\npicture 2: <image>\n\nWhich? ASSISTANT:"
+    alone = numbered_prompt(question, 1, tiny_processor)
+    assert alone.split("USER: ")[1] == "<image>\nWhich? ASSISTANT:"
+
+
+@pytest.mark.parametrize(
+    "image, expected",
+    [
+        ("Picture {{ loop.index }}: <image>", "Picture 1: <image>Picture 2: <image>Which?"),
+        ("<image>", "<image><image>Which?"),  # a number would not be beside its picture
+    ],
+)
+def test_pictures_are_numbered_once_and_where_they_are(image, expected):
+    processor = tiny.tiny_processor()
+    parts = "{%% for part in messages[0]['content'] if part['type'] == '%s' %%}%s{%% endfor %%}"
+    processor.chat_template = parts % ("image", image) + parts % ("text", "{{ part['text'] }}")
+    assert numbered_prompt("Which?", 2, processor) == expected
+
+
+def test_pictures_whose_places_are_marked_are_not_numbered(tiny_processor):
+    marked = tiny.conversation("Which?", 2)
+    assert numbered_prompt(marked, 2, tiny_processor) == tiny.prompts(tiny_processor, ["Which?"], 2)[0]
 
 
 def test_answer_depends_on_the_pictures(rag):
@@ -117,7 +153,7 @@ def test_filter_that_nothing_fits_is_an_error(rag):
 def test_shorter_summaries_are_their_first_tokens(rag, answer, picture_store):
     result = rag(QUESTION, num_summary_tokens=2, **SHORT)
     summary = picture_store.summary(ids_of(result)).truncate(2)
-    assert result["answer"] == text(answer(QUESTION, summary=summary, **SHORT))
+    assert result["answer"] == text(answer(numbered(QUESTION, 3), summary=summary, **SHORT))
 
 
 def test_top_k_is_the_number_of_pictures_here_or_at_the_making(vivid_fwd2bot, tiny_processor, picture_store):
@@ -131,7 +167,7 @@ def test_top_k_is_the_number_of_pictures_here_or_at_the_making(vivid_fwd2bot, ti
 def test_generate_gets_its_arguments(rag, answer, picture_store):
     ids = ["p0", "p1"]
     options = {"do_sample": True, "max_new_tokens": 8, "generate_kwargs": {"top_k": 1}}  # the most likely token
-    expected = answer(QUESTION, summary=picture_store.summary(ids), max_new_tokens=8, do_sample=False)
+    expected = answer(numbered(QUESTION, 2), summary=picture_store.summary(ids), max_new_tokens=8, do_sample=False)
     assert rag(QUESTION, ids=ids, **options)["answer"] == text(expected)
     with pytest.raises(TypeError, match="RagPipeline has no argument 'max_new_token'. Did you mean 'max_new_tokens'"):
         rag(QUESTION, max_new_token=8)
@@ -143,9 +179,10 @@ def test_chat_is_searched_for_by_its_last_message(rag, answer, picture_store):
         {"role": "assistant", "content": "There."},
         {"role": "user", "content": "And a dog?"},
     ]
+    marked = [*numbered(QUESTION, 2), *chat[1:]]
     result = rag(chat, top_k=2, **SHORT)
     assert ids_of(result) == [hit["id"] for hit in picture_store.search("And a dog?", top_k=2)]
-    assert result["answer"] == text(answer(chat, summary=picture_store.summary(ids_of(result)), **SHORT))
+    assert result["answer"] == text(answer(marked, summary=picture_store.summary(ids_of(result)), **SHORT))
 
 
 def test_seconds_are_those_of_the_steps(rag):
@@ -183,7 +220,7 @@ def test_used_are_the_ids_of_the_named_pictures(rag, words, used):
 
 
 def test_fallback_answers_as_the_bare_backbone(rag, tiny_processor, pictures):
-    prompt = tiny_processor.apply_chat_template(tiny.conversation(QUESTION, 2), add_generation_prompt=True)
+    prompt = tiny_processor.apply_chat_template(numbered(QUESTION, 2), add_generation_prompt=True)
     inputs = tiny_processor.backbone_processor(
         images=[pictures(6)[4], pictures(6)[1]], text=prompt, return_tensors="pt", add_special_tokens=False
     )

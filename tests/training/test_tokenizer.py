@@ -32,6 +32,19 @@ def test_chat_template_writes_one_turn(tokenizer):
     assert tokenizer.apply_chat_template(messages, tokenize=False) == prompt + " yes</s>"
 
 
+def test_chat_template_numbers_the_pictures_of_a_chat_with_several(tokenizer):
+    two = [{"type": "image"}] * 2
+    messages = [
+        {"role": "user", "content": [*two, {"type": "text", "text": "Which shows a dog?"}]},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "And this?"}]},
+    ]
+    assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
+        "USER: picture 1: <image> picture 2: <image>\nWhich shows a dog? ASSISTANT: 2</s>"
+        "USER: picture 3: <image>\nAnd this? ASSISTANT:"
+    )
+
+
 def test_start_token_comes_first_and_padding_before_it(tokenizer):
     ids = tokenizer(["a dog", "a small dog at the top"], padding=True)["input_ids"]
     assert ids[0][0] == tokenizer.pad_token_id
