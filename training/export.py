@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from transformers import AutoConfig
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
-from fwd2bot.folder_fwd2bot import check_name, draft_folder
+from fwd2bot.folder_fwd2bot import draft_folder
 
 from .commands import COMMAND, STEPS
 from .model_card import CardOptions, is_hub_id, languages_of, model_card
@@ -94,14 +94,13 @@ def export(
             f"{folder} is the checkpoint itself, whose weights an export would replace by rounded ones. Name another "
             "folder"
         )
-    check_name(checkpoint)
-    _check_card(folder / CARD)
-    evaluation = _found(evaluation, [checkpoint / EVALUATION], "evaluation", "`fwd2bot.training.evaluate --output`")
-    recipe = _found(recipe, [checkpoint / RECIPE, checkpoint.parent / RECIPE], "recipe", "the folder of a run")
     if not checkpoint.is_dir():
         raise FileNotFoundError(
             f"there is no folder {checkpoint}; give that of a trained one, such as runs/mine/final"
         )
+    _check_card(folder / CARD)
+    evaluation = _found(evaluation, [checkpoint / EVALUATION], "evaluation", "`fwd2bot.training.evaluate --output`")
+    recipe = _found(recipe, [checkpoint / RECIPE, checkpoint.parent / RECIPE], "recipe", "the folder of a run")
     config = AutoConfig.from_pretrained(checkpoint)
     _check_is_fwd2bot(config, checkpoint)
     base = base_model or (config.backbone_name_or_path if is_hub_id(config.backbone_name_or_path) else None)

@@ -112,7 +112,9 @@ def test_sources_of_a_recipe_are_those_of_its_validation(folder, tmp_path):
 def test_checkpoint_that_is_not_there_is_one_line(tmp_path, capsys, name):
     with pytest.raises(SystemExit):
         main([str(tmp_path / name) if name == "nowhere" else name])
-    assert f"{name} is not there; give the folder of a trained model" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "There is no folder" in told
+    assert f"{name}', and an id on the Hub has the form owner/name" in told
 
 
 def test_command_line_writes_figures_of_every_source(folder, tmp_path, capsys):
