@@ -309,8 +309,9 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
                 self._check_no_image(input_ids, attention_mask, kwargs)
             if self._reads_token_types:
                 kwargs["token_type_ids"] = causal_token_types(input_ids if inputs_embeds is None else inputs_embeds)
-            last = logits_to_keep if isinstance(logits_to_keep, int) and not self._tells_all(kwargs) else 0
-            with run_stage("generate"), only_last_positions(last or None):
+            length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+            partly = isinstance(logits_to_keep, int) and 0 < logits_to_keep < length and not self._tells_all(kwargs)
+            with run_stage("generate"), only_last_positions(logits_to_keep if partly else None):
                 output = self.backbone(
                     input_ids=input_ids,
                     attention_mask=attention_mask,
