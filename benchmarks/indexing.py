@@ -28,66 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import SIZES, load
 from PIL import Image
-from transformers import (
-    AutoModel,
-    AutoProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-)
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
-from fwd2bot.pipelines.embedded import default_checkpoint
 from fwd2bot.pipelines.store import SummaryStore
 from fwd2bot.training.scenes import render, scene
 
-SIZES: dict[str, dict[str, dict[str, int]]] = {
-    "small": {
-        "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-        | {"image_size": 224, "patch_size": 16},
-        "text": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
-        | {"num_key_value_heads": 3},
-    },
-    "1b": {
-        "vision": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-        | {"image_size": 336, "patch_size": 14},
-        "text": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32}
-        | {"num_key_value_heads": 4},
-    },
-}
 WAYS = ("compress", "one after the other", "job, from files", "job, from memory")
-
-
-def load(size: str) -> tuple[Any, Any, int]:
-    """Model, processor, and the side in pixels of what it reads."""
-    processor = AutoProcessor.from_pretrained(default_checkpoint())
-    if size == "tiny":
-        model = AutoModel.from_pretrained(default_checkpoint(), dtype=torch.float32)
-        return model.eval(), processor, model.config.backbone_config.vision_config.image_size
-    tokenizer = processor.backbone_processor.tokenizer
-    sizes = SIZES[size]
-    side, patch = sizes["vision"]["image_size"], sizes["vision"]["patch_size"]
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**sizes["vision"]),
-        text_config=LlamaConfig(vocab_size=len(tokenizer), **sizes["text"]),
-        image_token_index=processor.backbone_processor.image_token_id,
-    )
-    backbone = LlavaForConditionalGeneration(config)
-    model = Fwd2BotForConditionalGeneration.from_backbone(backbone, num_summary_tokens=16)
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    bare = LlavaProcessor(
-        pictures,
-        tokenizer,
-        patch_size=patch,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=processor.backbone_processor.chat_template,
-    )
-    return model.eval(), Fwd2BotProcessor(bare), side
 
 
 def ways(

@@ -27,6 +27,7 @@ MODEL_FILES = (
     "export_fwd2bot.py",
     "folder_fwd2bot.py",
     "generation_fwd2bot.py",
+    "last_positions_fwd2bot.py",
     "losses_fwd2bot.py",
     "modeling_fwd2bot.py",
     "output_fwd2bot.py",

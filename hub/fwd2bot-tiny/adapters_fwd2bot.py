@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -220,6 +221,35 @@ def merged_state(module: nn.Module, stage: str) -> dict[str, torch.Tensor]:
     return {name.replace(BASE_LAYER, "."): value for name, value in state.items()}
 
 
+def merge_in_place(language_model: nn.Module, stage: str) -> None:
+    """Fold the adapter of `stage` into the weights and take all adapters away; layers go under their own names again.
+
+    The sums are those of `merged_state`. New tensors take the place of the weights, which may be mapped from a file.
+    """
+    for name, layer in list(language_model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            base = layer.get_base_layer()
+            weights = dict(base.named_parameters())
+            for key, value in _merged_layer(layer, stage, name).items():
+                weights[key].data = value
+            base._forward_pre_hooks.update(layer._forward_pre_hooks)
+            base._forward_hooks.update(layer._forward_hooks)
+            parent, _, last = name.rpartition(".")
+            setattr(language_model.get_submodule(parent), last, base)
+
+
+def cannot_merge(language_model: nn.Module) -> str | None:
+    """Why adapters cannot be folded into the weights of this language model; None where they can."""
+    for name, layer in language_model.named_modules():
+        if isinstance(layer, LoraLayer):
+            for weight in layer.parameters():
+                if not is_plain_float(weight):
+                    return (
+                        f"the weights of {name} are quantised or elsewhere ({type(weight).__name__}, {weight.dtype})"
+                    )
+    return None
+
+
 def _merged_layer(layer: LoraLayer, stage: str, name: str) -> dict[str, torch.Tensor]:
     weights = layer.get_base_layer().state_dict()
     for weight in weights.values():
@@ -229,9 +259,21 @@ def _merged_layer(layer: LoraLayer, stage: str, name: str) -> dict[str, torch.Te
                 f"{weight.device}), so no adapter can be merged into them. Load the model unquantised, without "
                 "offloading, and merge that."
             )
+    if _adds_a_product(layer, stage):  # without copies of all adapters, which take longer than the sum
+        low, up = layer.lora_A[stage].weight.float(), layer.lora_B[stage].weight.float()
+        merged = torch.addmm(weights["weight"].float(), up, low, alpha=layer.scaling[stage])  # (out, in)
+        if not torch.isfinite(merged).all():
+            raise ValueError(f"The adapter of {name} holds NaN or infinity. Save or download the checkpoint anew.")
+        return {**weights, "weight": merged.to(weights["weight"].dtype)}
     copied = copy.deepcopy(layer).float()
     copied.merge(safe_merge=True, adapter_names=[stage])
     return {key: value.to(weights[key].dtype) for key, value in copied.get_base_layer().state_dict().items()}
+
+
+def _adds_a_product(layer: LoraLayer, stage: str) -> bool:
+    """Whether the adapter adds a product of two matrices to an ordinary linear layer, and nothing else."""
+    ordinary = isinstance(layer, Linear) and type(layer.base_layer) is nn.Linear
+    return ordinary and stage not in layer.lora_variant and not layer.lora_bias.get(stage)
 
 
 def is_plain_float(weight: torch.Tensor) -> bool:
@@ -250,6 +292,32 @@ class _StageLayer:
         stage = current_stage()
         return [] if stage is None else [stage]
 
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        stage = current_stage()
+        if args or kwargs or torch.is_grad_enabled() or torch.compiler.is_compiling() or not self._is_plain(stage, x):
+            return super().forward(x, *args, **kwargs)
+        result = self.base_layer(x)  # (..., out)
+        if stage not in self.lora_A:
+            return result
+        low = F.linear(x, self.lora_A[stage].weight)  # (..., r)
+        up = self.lora_B[stage].weight.t()  # (r, out)
+        # In place: what PEFT's own sum costs beyond its products is three more passes over the result.
+        result.view(-1, up.shape[1]).addmm_(low.view(-1, up.shape[0]), up, alpha=self.scaling[stage])
+        return result
+
+    def _is_plain(self, stage: str | None, x: torch.Tensor) -> bool:
+        """Whether the layer adds a product of two matrices in the dtype of its input, and nothing else."""
+        if type(self).__bases__[1] is not Linear or not _adds_a_product(self, stage) or self.merged:
+            return False
+        if stage not in self.lora_A:
+            return True
+        return (
+            not hasattr(self.lora_A[stage], "_hf_hook")  # by which accelerate brings an offloaded weight
+            and (not self.training or isinstance(self.lora_dropout[stage], nn.Identity))
+            and self.lora_A[stage].weight.dtype == self.lora_B[stage].weight.dtype == x.dtype
+            and not torch.is_autocast_enabled(x.device.type)
+        )
+
 
 @functools.cache
 def _stage_class(layer_class: type) -> type:
@@ -266,6 +334,8 @@ class _QueryEmbedding:
         return _rebuild, (_query_class, type(self).__bases__[1]), self.__dict__
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        if current_stage() == "generate":  # it reads words alone
+            return super().forward(input_ids)
         query = input_ids - self.num_embeddings  # (N, L), >= 0 for a query
         is_query = query >= 0
         words = super().forward(input_ids.masked_fill(is_query, 0))  # (N, L, d)

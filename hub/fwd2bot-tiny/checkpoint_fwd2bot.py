@@ -9,11 +9,12 @@ from typing import Any, Self
 import torch
 from huggingface_hub import HfApi
 from peft import LoraConfig
+from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file, logging
 
 from .adapter_checkpoint_fwd2bot import fill_adapters, read_adapters, save_adapters
-from .adapters_fwd2bot import is_adapter_parameter, lora_arguments
+from .adapters_fwd2bot import cannot_merge, is_adapter_parameter, lora_arguments, merge_in_place
 from .backbone_fwd2bot import check_backbone, commit_of, load_backbone
 from .configuration_fwd2bot import STAGES, own_fields
 from .folder_fwd2bot import HUB_OPTIONS, check_name, copy_code, draft_folder, find_code, set_auto_map
@@ -32,6 +33,7 @@ class CheckpointMixin:
     """Loading and saving of [`Fwd2BotForConditionalGeneration`]: strict, and with its code in the folder."""
 
     _hub: dict[str, Any] = {}  # with which options it was loaded from the Hub
+    adapters_merged: bool = False  # whether the weights hold the adapter of the only stage
 
     @classmethod
     def from_backbone(
@@ -111,6 +113,7 @@ class CheckpointMixin:
         pretrained_model_name_or_path: str | os.PathLike,
         *args: Any,
         backbone: Any | None = None,
+        merge_adapters: bool | None = None,
         **kwargs: Any,
     ) -> Any:
         """As `PreTrainedModel.from_pretrained`, but a missing or unexpected weight is an error.
@@ -121,6 +124,9 @@ class CheckpointMixin:
                 answers from summaries).
             backbone: for an adapter-only checkpoint, the model that its adapters belong to (it is taken over), or its
                 id or path. Default: the one that the config names, at its revision.
+            merge_adapters: with stage="compress" or "generate", fold that stage's adapter into the weights, which
+                saves the time that it takes beside them; such a model cannot train. Default: where the weights are
+                plain floats, and the backbone was not handed over as a model, whose weights are yours.
             kwargs: for an adapter-only checkpoint, they load the backbone: `dtype`, `device_map`,
                 `attn_implementation`, `quantization_config`, ...
 
@@ -134,6 +140,12 @@ class CheckpointMixin:
             raise ValueError(
                 f"attn_implementation={kwargs['attn_implementation']!r} would not reach the parts of the backbone. "
                 "Give one name for all, or call model.backbone.set_attn_implementation with it afterwards."
+            )
+        stage = kwargs.get("stage")
+        if merge_adapters and stage not in STAGES:
+            raise ValueError(
+                f"merge_adapters=True came with stage={stage!r}, which keeps both adapters, and the weights have room "
+                f"for one of them. Choose a stage of {list(STAGES)}, or leave merge_adapters out."
             )
         stored = _stored_config(path, kwargs.get("config"), hub)
         _check_num_queries(stored, kwargs, path)
@@ -153,6 +165,8 @@ class CheckpointMixin:
             mark_backbone(model)
         commit = getattr(model.config, "_commit_hash", None) or commit_of(path, hub.get("revision"), **_cache(hub))
         model._hub = {**hub, "revision": commit} if commit else hub
+        if stage in STAGES and (merge_adapters or (merge_adapters is None and not isinstance(backbone, nn.Module))):
+            model._merge_adapters(path, required=merge_adapters is not None)
         model.mark_trainable()
         model._fingerprinted = _versions(model)
         return (model, info) if return_info else model
@@ -186,6 +200,25 @@ class CheckpointMixin:
             model.generation_config = GenerationConfig.from_pretrained(path, **hub)
         return model.eval()
 
+    def _merge_adapters(self, path: str | os.PathLike, required: bool) -> None:
+        """Fold the adapter of the only stage into the weights, where they are plain floats.
+
+        Raises:
+            ValueError: where they are not and it was asked for.
+        """
+        decoder = self.get_decoder()
+        obstacle = cannot_merge(decoder)
+        if obstacle is None:
+            if self.config.fingerprint is None:
+                self.config.fingerprint = weights_fingerprint(self.trained_parameters())
+            merge_in_place(decoder, self.stage)
+            self.adapters_merged = True
+        elif required:
+            raise ValueError(
+                f"The adapter of {path} cannot be merged: {obstacle}. Leave merge_adapters out, or load the model "
+                "unquantised, without offloading."
+            )
+
     @property
     def fingerprint(self) -> str:
         """Hash of the trained weights: that of the loaded checkpoint, in whatever dtype, until a weight is changed.
@@ -205,6 +238,7 @@ class CheckpointMixin:
         state = dict(without_recording(self).__dict__)  # of pickle and deepcopy, which count the versions anew
         if state.get("_fingerprinted") == _versions(self):
             state["_fingerprinted"] = "before copying"
+        state.pop("_trained_places", None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -355,5 +389,14 @@ def _backbone_name(config: Any) -> str:
 
 
 def _versions(model: Any) -> list[int]:
-    """How often each trained weight has been written to, as autograd counts it."""
-    return [0 if value.is_inference() else value._version for value in model.trained_parameters().values()]
+    """How often each trained weight has been written to, as autograd counts it.
+
+    Each summary asks for it, and a walk through all modules would take longer than a step of a small model.
+    """
+    projector, places = model.__dict__.get("_trained_places", (None, []))
+    if projector is not model.summary_projector or any(holder.get(key) is not value for holder, key, value in places):
+        trained = {id(value) for value in model.trained_parameters().values()}
+        holders = (module._parameters for module in model.modules())
+        places = [(holder, key, value) for holder in holders for key, value in holder.items() if id(value) in trained]
+        model.__dict__["_trained_places"] = model.summary_projector, places
+    return [0 if value.is_inference() else value._version for _, _, value in places]

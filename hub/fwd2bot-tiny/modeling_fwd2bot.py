@@ -30,6 +30,7 @@ from .checkpoint_fwd2bot import CheckpointMixin
 from .configuration_fwd2bot import STAGES, Fwd2BotConfig, check_lengths, check_num_summary_tokens
 from .export_fwd2bot import ExportMixin
 from .generation_fwd2bot import SummaryGenerationMixin, take_prefixed
+from .last_positions_fwd2bot import install_last_positions, only_last_positions
 from .losses_fwd2bot import INITIAL_LOGIT_BIAS, autoregressive_loss, contrastive_loss, sigmoid_loss
 from .output_fwd2bot import Fwd2BotOutput
 from .packing_fwd2bot import check_packable, packed_attention_mask
@@ -101,6 +102,7 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
             self._left_out += drop_vision(backbone)
         elif stage == "compress":
             self._left_out += drop_head(backbone)
+        install_last_positions(backbone.get_decoder())
         self.summary_projector = nn.Linear(width, width)
         nn.init.zeros_(self.summary_projector.bias)
         nn.init.eye_(self.summary_projector.weight)
@@ -144,6 +146,14 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in trained)
         return trained
+
+    def _check_trainable(self) -> None:
+        check_gradients(self.backbone)
+        if self.adapters_merged:
+            raise ValueError(
+                f"The {self.stage} adapter is merged into the weights of this model, so it cannot train. Load it with "
+                "merge_adapters=False, or without `stage`."
+            )
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs: Any
@@ -193,7 +203,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
 
     def _compress_pass(self, num_summary_tokens: int, **inputs: Any) -> torch.Tensor:
         """`[image or text][prompt]` rows `(N, L)` -> summary tokens `(N, k, d)`, with gradients."""
-        hidden = self._read_with_queries(num_summary_tokens, **inputs).last_hidden_state  # (N, L + k, d)
+        with only_last_positions(num_summary_tokens):
+            hidden = self._read_with_queries(num_summary_tokens, **inputs).last_hidden_state  # (N, L + k, d)
         # What trains may be in float32 on a backbone in lower precision: PEFT's layers cast likewise.
         return self.summary_projector(hidden[:, -num_summary_tokens:].to(self.summary_projector.weight.dtype))
 
@@ -216,9 +227,15 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
         with run_stage("compress"):
             return base_model(**rows, use_cache=False)
 
+    def _tells_all(self, inputs: dict[str, Any]) -> bool:
+        """Whether a pass is asked for what it computes at every position, beside the logits."""
+        names, config = ("output_hidden_states", "output_attentions"), self.backbone.config
+        return any(inputs.get(name, getattr(config, name, False)) for name in names)
+
     def _insert(self, summary: Fwd2BotSummary, expanded: dict[str, torch.Tensor]) -> torch.Tensor:
         """`(N, L', d)` input embeddings of the expanded prompts, the summary tokens at their slots."""
-        embeds = self.get_input_embeddings()(expanded["input_ids"])
+        with run_stage("generate"):
+            embeds = self.get_input_embeddings()(expanded["input_ids"])
         tokens = summary.tokens[summary.mask].to(embeds)  # (T, d), T = sum of lengths
         return embeds.masked_scatter(expanded["slots"].to(embeds.device).unsqueeze(-1), tokens)
 
@@ -292,7 +309,9 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
                 self._check_no_image(input_ids, attention_mask, kwargs)
             if self._reads_token_types:
                 kwargs["token_type_ids"] = causal_token_types(input_ids if inputs_embeds is None else inputs_embeds)
-            with run_stage("generate"):
+            length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+            partly = isinstance(logits_to_keep, int) and 0 < logits_to_keep < length and not self._tells_all(kwargs)
+            with run_stage("generate"), only_last_positions(logits_to_keep if partly else None):
                 output = self.backbone(
                     input_ids=input_ids,
                     attention_mask=attention_mask,
@@ -314,7 +333,7 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
             raise TypeError(f"forward() on images takes no {sorted(kwargs) or 'inputs_embeds or position_ids'}.")
         compress_inputs = self._check_compress_inputs(compress_inputs)
         if self.training:
-            check_gradients(self.backbone)
+            self._check_trainable()
         num_images = len(compress_inputs["input_ids"])
         lengths, pooled = self._lengths(num_images, num_summary_tokens)
         if input_ids is not None:

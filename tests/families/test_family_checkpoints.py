@@ -41,6 +41,18 @@ class TestFamilyCheckpoints:
             model.generate_from_summary(summary[0], **inputs, **GREEDY),
         )
 
+    def test_one_stage_loaded_alone_has_its_adapter_in_the_weights(self, family, tmp_path):
+        _, model, processor, summary = family
+        model.save_pretrained(tmp_path)
+        compressor = Fwd2BotForConditionalGeneration.from_pretrained(tmp_path, stage="compress")
+        assert not any(".lora_" in name for name, _ in compressor.named_parameters())
+        found = compressor.compress(**processor.process_images(pictures())).tokens
+        torch.testing.assert_close(found, summary.tokens, rtol=0, atol=1e-5)
+        answerer = Fwd2BotForConditionalGeneration.from_pretrained(tmp_path, stage="generate")
+        inputs = processor(text=processor.apply_chat_template(conversation("Where?"), add_generation_prompt=True))
+        expected = model.generate_from_summary(summary[0], **inputs, **GREEDY)
+        assert torch.equal(answerer.generate_from_summary(summary[0], **inputs, **GREEDY), expected)
+
     def test_compress_export_compresses(self, family, tmp_path):
         _, model, processor, summary = family
         model.merge_and_export("compress", tmp_path, processor)

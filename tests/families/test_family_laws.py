@@ -88,6 +88,17 @@ class TestFamilyLaws:
             model.compress(**texts, num_summary_tokens=2).tokens, model.compress(**texts).tokens[:, :2], **CLOSE
         )
 
+    def test_last_layer_at_the_queries_alone_gives_the_same_summary(self, model, processor, summary):
+        with torch.enable_grad():  # with gradients it is computed whole
+            whole = model._compress_pass(4, **processor.process_images(pictures()))
+        torch.testing.assert_close(summary.tokens, whole.detach(), **CLOSE)
+
+    def test_last_layer_at_the_last_position_alone_gives_the_same_logits(self, model, processor):
+        words = processor(text=["the", "What is in the picture?"])
+        with torch.no_grad():
+            last = model(**words, logits_to_keep=1).logits
+            torch.testing.assert_close(last, model(**words).logits[:, -1:], **CLOSE)
+
     def test_summary_does_not_depend_on_the_batch(self, model, processor, summary):
         for index, picture in enumerate(pictures()):
             alone = model.compress(**processor.process_images(picture))

@@ -130,3 +130,52 @@ def test_linear_layer_names_are_the_last_parts_once(tiny_backbone):
     assert names == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
     with pytest.raises(ValueError, match="Embedding has no linear layer"):
         linear_layer_names(nn.Embedding(2, 2))
+
+
+# The short way of a layer where no gradient is wanted
+
+
+def plain_layer(settings, stage="compress", **options):
+    """A linear layer with two adapters, and inputs for it."""
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("layer", nn.Linear(6, 5, **options))
+    for name in ("compress", "generate"):
+        install_adapter(model, name, {"r": 2, "lora_alpha": 4, "target_modules": ["layer"], **settings})
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    return model, torch.randn(2, 3, 6)
+
+
+@pytest.mark.parametrize("stage", [None, "compress", "generate"])
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"use_rslora": True}, {"lora_dropout": 0.5}])
+def test_layer_gives_without_gradients_what_it_gives_with(settings, stage):
+    model, x = plain_layer(settings)
+    model.eval()
+    with run_stage(stage):
+        expected = model(x)
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), expected.detach(), rtol=0, atol=1e-6)
+        with torch.inference_mode():
+            torch.testing.assert_close(model(x[0]), expected[0].detach(), rtol=0, atol=1e-6)
+
+
+def test_dropout_of_training_is_applied_without_gradients_too():
+    model, x = plain_layer({"lora_dropout": 0.9})
+    model.train()
+    with torch.no_grad(), run_stage("compress"):
+        assert not torch.equal(model(x), model(x))
+
+
+def test_autocast_is_kept_without_gradients():
+    model, x = plain_layer({})
+    with torch.no_grad(), run_stage("compress"), torch.autocast("cpu", torch.bfloat16):
+        assert model(x).dtype == torch.bfloat16
+
+
+def test_adapter_in_float32_on_a_half_precision_layer_keeps_the_dtype_of_the_layer():
+    model, x = plain_layer({})
+    model.layer.base_layer.to(torch.bfloat16)
+    with torch.no_grad(), run_stage("compress"):
+        assert model(x.bfloat16()).dtype == torch.bfloat16

@@ -1,0 +1,122 @@
+"""The last layer at the positions that are read: the same results, from fewer of its rows."""
+
+import threading
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from fwd2bot.last_positions_fwd2bot import install_last_positions, only_last_positions
+
+CLOSE = {"rtol": 0, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Do not change it."""
+    return tiny.tiny_fwd2bot()
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_processor):
+    return tiny_processor
+
+
+@pytest.fixture(scope="module")
+def images(processor):
+    return processor.process_images(tiny.pictures(3))
+
+
+@pytest.fixture
+def seen(model):
+    """Positions that each feed-forward part computed, layer by layer."""
+    counts = []
+    handles = [
+        layer.mlp.down_proj.register_forward_hook(lambda module, inputs, output: counts.append(output.shape[1]))
+        for layer in model.get_decoder().layers
+    ]
+    yield counts
+    for handle in handles:
+        handle.remove()
+
+
+def test_summary_equals_that_of_the_whole_layer(model, images):
+    with torch.enable_grad():  # with gradients the layer is computed whole
+        expected = model._compress_pass(3, **images)
+    torch.testing.assert_close(model.compress(**images, num_summary_tokens=3).tokens, expected, **CLOSE)
+
+
+def test_compress_pass_computes_the_last_layer_at_the_queries_alone(model, images, seen):
+    model.compress(**images, num_summary_tokens=3)
+    length = images["input_ids"].shape[1] + 3
+    assert seen == [length, 3]
+
+
+def test_training_computes_the_whole_layer(model, images, seen):
+    model._compress_pass(3, **images)
+    length = images["input_ids"].shape[1] + 3
+    assert seen == [length, length]
+
+
+def test_prefill_computes_the_last_layer_at_the_last_position_alone(model, processor, images, seen):
+    summary = model.compress(**images)
+    seen.clear()
+    prompts = processor(text=tiny.prompts(processor, ["What?", "Why is it?", "Who?"]))
+    model.generate_from_summary(summary, **prompts, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+    length = prompts["input_ids"].shape[1] - 1 + summary.num_summary_tokens
+    assert seen == [length, 1, 1, 1]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_first_logits_equal_those_of_the_whole_layer(processor, attention):
+    model = tiny.tiny_fwd2bot()
+    model.set_attn_implementation(attention)
+    words = processor(text=["What is it?", "a"])
+    with torch.no_grad():
+        whole = model(**words).logits[:, -1:]
+        torch.testing.assert_close(model(**words, logits_to_keep=1).logits, whole, **CLOSE)
+
+
+def test_hidden_states_that_are_asked_for_are_whole(model, processor):
+    words = processor(text=["What is it?"])
+    with torch.no_grad():
+        expected = model(**words, output_hidden_states=True).hidden_states[-1]
+        found = model(**words, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
+    assert torch.equal(found, expected)
+
+
+def test_other_threads_compute_all_positions(model, processor, seen):
+    words = processor(text=["What is it?"])
+
+    def run():
+        with torch.no_grad():
+            model(**words)
+
+    with torch.no_grad(), only_last_positions(1):
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert seen == [words["input_ids"].shape[1]] * 2
+
+
+def test_part_that_returns_more_than_its_output_keeps_the_rest():
+    class Experts(nn.Module):
+        def forward(self, x):
+            return x + 1, "where they went"
+
+    decoder = nn.Module()
+    decoder.layers = nn.ModuleList([nn.Module()])
+    decoder.layers[0].mlp = Experts()
+    install_last_positions(decoder)
+    with torch.no_grad(), only_last_positions(1):
+        output, rest = decoder.layers[0].mlp(torch.ones(1, 3, 2))
+    assert output.tolist() == [[[0, 0], [0, 0], [2, 2]]]
+    assert rest == "where they went"
+
+
+def test_decoder_of_another_make_is_left_alone():
+    decoder = nn.Sequential(nn.Linear(2, 2))
+    install_last_positions(decoder)
+    with torch.no_grad(), only_last_positions(1):
+        assert decoder(torch.ones(1, 3, 2)).shape == (1, 3, 2)

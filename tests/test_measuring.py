@@ -1,0 +1,64 @@
+"""What the benchmarks of speed measure with: opponents that are the bare models, memory, and figures by hand."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "measuring.py"
+
+
+@pytest.fixture(scope="module")
+def measuring():
+    return runpy.run_path(str(SCRIPT))
+
+
+def test_bare_backbone_is_the_one_that_was_wrapped(measuring, shared_fwd2bot, tiny_processor):
+    images = tiny_processor.process_images(tiny.pictures(2))
+    with torch.no_grad():
+        found = measuring["bare_backbone"](shared_fwd2bot)(**images).logits
+        assert torch.equal(found, tiny.tiny_backbone()(**images).logits)
+
+
+def test_bare_language_model_is_that_of_the_backbone(measuring, shared_fwd2bot, tiny_processor):
+    words = tiny_processor(text=["What is it?"])
+    with torch.no_grad():
+        found = measuring["bare_language_model"](shared_fwd2bot)(**words).logits
+        assert torch.equal(found, tiny.tiny_backbone()(**words).logits)
+
+
+def test_stages_are_loaded_as_their_processes_load_them(measuring, shared_fwd2bot):
+    alone, whole = measuring["stages_of"](shared_fwd2bot, "compress", None)
+    assert (alone.stage, alone.adapters_merged) == ("compress", True)
+    assert (whole.stage, whole.adapters_merged) == (None, False)
+
+
+def test_peak_of_memory_counts_what_is_alive_at_once(measuring):
+    def run():
+        first = torch.zeros(1000)
+        second = torch.zeros(2000)
+        del first
+        third = torch.zeros(500)
+        return second.sum() + third.sum()
+
+    assert 12_000 <= measuring["peak_memory"](run) < 13_000
+
+
+def test_runs_take_turns_and_are_warmed_up(measuring):
+    seen = []
+    runs = {name: lambda name=name: seen.append(name) for name in "ab"}
+    seconds = measuring["interleaved"](runs, 3)
+    assert "".join(seen) == "ab" + "ab" + "ba" + "ab"
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_ratio_is_the_median_over_repetitions(measuring):
+    assert measuring["ratio"]({"one": [2.0, 9.0, 3.0], "other": [1.0, 3.0, 3.0]}, "one", "other") == 2.0
+
+
+@pytest.mark.parametrize("power", [0, 1, 2])
+def test_exponent_of_growth(measuring, power):
+    sizes = [1, 4, 16]
+    assert measuring["exponent"](sizes, [5 * size**power for size in sizes]) == pytest.approx(power)
