@@ -228,7 +228,11 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
 
         async def drop_older(talks: int, request: gr.Request) -> None:
             """Questions of an earlier conversation which still wait for their turn."""
-            await drop_waiting(page, request.session_hash, answering["id"], lambda given: given[-1] < talks)
+            if type(talks) is not int:
+                return
+            await drop_waiting(
+                page, request.session_hash, answering["id"], lambda given: type(given[-1]) is int and given[-1] < talks
+            )
 
         @told(look_status)
         def look_inside(ids: list[str], length: int, lines: str, request: gr.Request) -> Iterator[dict]:
@@ -244,10 +248,18 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
             [files, search_status, *own],
             js=browser.given(2, x1=browser.REFUSED),
             show_progress_on=search_status,
+            trigger_mode="multiple",  # a batch may come while the one before is compressed
             **shared,
         )
         refuse.click(say_refused, refused, search_status, js=browser.given(1, x0=browser.REFUSED), **quick)
-        gr.on([search.click, query.submit], search_text, [query, search_k], [found, search_status], **shared)
+        gr.on(
+            [search.click, query.submit],
+            search_text,
+            [query, search_k],
+            [found, search_status],
+            trigger_mode="always_last",
+            **shared,
+        )
         like.upload(search_picture, [like, search_k], [found, search_status], **shared)
         search_k.change(
             rerank, search_k, [found, search_status, search_k], trigger_mode="always_last", preprocess=False, **quick

@@ -21,17 +21,22 @@ def nearest(slider: gr.Slider, typed: Any) -> int:
     return int(min(max(typed, slider.minimum), slider.maximum))
 
 
+async def refuse_address(url: str, folder: str = "") -> str:
+    """In place of Gradio's download, which any input would start, also one that is no file."""
+    raise gr.Error(
+        f"A picture is taken as a file, not from an address such as {url[:80]!r}. Download it, and send the file: "
+        'handle_file("photo.jpg").',
+        print_exception=False,
+    )
+
+
 def sent(files: Any) -> Any:
     """The input for files, which now takes only those that are sent; Gradio would fetch one from any address."""
     move = files.async_move_resource_to_block_cache
 
     async def move_sent(path: Any) -> str | None:
         if "://" in str(path):
-            raise gr.Error(
-                f"A picture is taken as a file, not from an address such as {str(path)[:80]!r}. Download it, and send "
-                'the file: handle_file("photo.jpg").',
-                print_exception=False,
-            )
+            await refuse_address(str(path))
         return await move(path)
 
     files.async_move_resource_to_block_cache = move_sent

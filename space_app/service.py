@@ -220,8 +220,11 @@ class Service:
                 goes_on = talk.turns and talk.found == find
                 ids = talk.pictures if goes_on else tuple(self._retrieve(visitor, question, length, find))
             pictures = self._find(visitor, ids)
-            if (talk.pictures, talk.found) != (ids, find) or len(talk.turns) >= MAX_TURNS:
-                talk = visitor.conversation = Conversation(ids, find)
+            with visitor.lock:  # a new conversation may have begun meanwhile, and is not to be replaced
+                if stop.is_set():
+                    raise ConversationEndedError
+                if (talk.pictures, talk.found) != (ids, find) or len(talk.turns) >= MAX_TURNS:
+                    talk = visitor.conversation = Conversation(ids, find)
             yield from self._answer(talk, question, pictures, length, uncompressed, stop)
 
     def new_conversation(self, session: str, number: int = 0) -> None:

@@ -69,9 +69,14 @@ def check_size(name: str, size: int) -> None:
 
 def refusals(found: Any) -> list[str]:
     """What there is to say of the files that the page itself has refused: their number, or name and size of each."""
-    count, large = found["count"], found["large"]
+    found = found if isinstance(found, dict) else {}
+    count, large = found.get("count"), found.get("large")
+    checks = [(check_count, (count,))] if type(count) is int else []
+    for one in large[:MAX_FILES] if isinstance(large, list) else []:  # the page may send anything
+        if isinstance(one, list) and len(one) == 2 and isinstance(one[0], str) and type(one[1]) is int:
+            checks.append((check_size, (one[0], min(one[1], 2**53))))
     problems = []
-    for check, arguments in [(check_count, (int(count),)), *((check_size, (str(n), int(s))) for n, s in large)]:
+    for check, arguments in checks:
         try:
             check(*arguments)
         except VisitorError as error:

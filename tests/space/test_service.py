@@ -318,3 +318,22 @@ def test_heat_map_is_bright_where_the_token_looked():
     heat[0, 3] = 1.0
     drawn = heat_map(Image.new("RGB", (80, 80), "white"), heat.numpy(), (0, 0, 80, 80)).convert("L")
     assert drawn.getpixel((150, 10)) > 200 > 130 > drawn.getpixel((10, 150))
+
+
+def test_question_that_was_given_up_while_it_looked_for_pictures_leaves_the_new_conversation(
+    service, visitor, monkeypatch
+):
+    with service.visitors.visit(visitor) as held:
+
+        def retrieve(*arguments):
+            with held.lock:
+                [stop] = held.running
+            stop.set()
+            held.conversation = fresh
+            return ["gallery-43"]
+
+        fresh = held.conversation.__class__()
+        monkeypatch.setattr(service, "_retrieve", retrieve)
+        with pytest.raises(ConversationEndedError):
+            last(service.ask(visitor, "How many are there?", [], 4, find=1, number=0))
+        assert held.conversation is fresh

@@ -86,3 +86,15 @@ def test_file_that_is_gone_is_told_and_the_others_are_deleted(tmp_path):
     with pytest.raises(VisitorError, match="“gone.png” is no longer here, choose it again"):
         read_and_delete([str(tmp_path / "gone.png"), str(tmp_path / "here.png")])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "found",
+    [None, 3, [], {}, {"count": "x", "large": 5}, {"count": float("inf"), "large": [1, ["a"], ["a", "b"], [1, 2]]}],
+)
+def test_what_no_page_would_say_of_refused_files_is_passed_over(found):
+    assert uploads.refusals(found) == []
+
+
+def test_no_more_refused_files_are_told_than_may_come_at_once():
+    assert len(uploads.refusals({"count": 0, "large": [["a.png", 10**400]] * 500})) == uploads.MAX_FILES
