@@ -102,7 +102,8 @@ class IndexingJob:
         try:
             opened = _ahead(readers, lambda item: read(item, load_image), items, self.batch_size + THREADS)
             current = None
-            for batch in batches(opened, self.batch_size):
+            parts = batches(opened, self.batch_size)
+            while (batch := self._next(parts, current)) is not None:
                 readable = [item for item in batch if item.error is None]
                 ids = {one for item in readable for one in (item.key, *item.replaces)}
                 if current is not None and ids & current.ids:  # it matters what becomes of those
@@ -118,6 +119,15 @@ class IndexingJob:
             for pool in (readers, preparer):
                 pool.shutdown(wait=True, cancel_futures=True)
 
+    def _next(self, parts: Iterator[list[Item]], current: "_Batch | None") -> list[Item] | None:
+        """The next batch; where the source of pictures breaks, the one before is finished first."""
+        try:
+            return next(parts, None)
+        except Exception:
+            if current is not None:
+                self._finish(current)
+            raise
+
     def _prepare(self, items: Sequence[Item]) -> tuple[list[Item], Any]:
         """Those that are to be compressed, and what the model reads of them: None for what `compress_items` makes."""
         new = self._not_stored(items)
@@ -128,7 +138,8 @@ class IndexingJob:
 
     def _finish(self, batch: "_Batch", following: "_Batch | None" = None) -> None:
         """Compress a batch, and commit if it is time; `following` is prepared meanwhile."""
-        done = list(compress_items(self.compressor, *batch.prepared.result()))
+        new, inputs = batch.prepared.result()
+        done = list(compress_items(self.compressor, new, inputs))
         try:
             if following is not None:  # which looks into the store, and at what is pending
                 wait([following.prepared])
@@ -136,6 +147,12 @@ class IndexingJob:
             for item, code, embedding in done:
                 self.pending[item.key] = (item, code, embedding)
                 self._replace(item)
+                self.report.duplicates += len(item.copies)
+                for copy in item.copies:
+                    self._replace(copy)
+        for item in new:
+            for copy in item.copies:
+                copy.error = item.error
         self._fail(batch.items)
         if len(self.pending) + len(self.replaced) >= self.commit_every:
             self._commit()
@@ -198,11 +215,13 @@ class IndexingJob:
             older = [known[one] for one in item.replaces if one != item.key and one in known]
             item.replaces = [row["id"] for row in older if row["source"] == item.source]
             row = None if item.key in leaving else known.get(item.key)
-            waiting = new.get(item.key) or self.pending.get(item.key, [None])[0]
-            if waiting is not None and waiting.hash == item.hash:
+            first, waiting = new.get(item.key), self.pending.get(item.key, [None])[0]
+            if first is not None and first.hash == item.hash:
+                first.copies.append(item)  # whose old row may go once the first one is compressed
+            elif waiting is not None and waiting.hash == item.hash:
                 self.report.duplicates += 1
                 self._replace(item)
-            elif item.id is not None and self._is_taken(item, waiting, row):
+            elif item.id is not None and self._is_taken(item, first or waiting, row):
                 item.error = (
                     f"The id {item.id!r} was given to another picture since this call began. Give each one of its own."
                 )

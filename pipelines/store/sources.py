@@ -40,6 +40,7 @@ class Item:
         hash: of the content, once it was read.
         number: its place among those of the call, from 0.
         replaces: ids of rows that the same file had with an older content.
+        copies: those of equal content in the same batch, whose fate is that of this one.
         error: why it cannot be used.
     """
 
@@ -51,6 +52,7 @@ class Item:
     hash: str | None = None
     number: int = 0
     replaces: list[str] = field(default_factory=list)
+    copies: list["Item"] = field(default_factory=list)
     is_update: bool = False
     error: str | None = None
 

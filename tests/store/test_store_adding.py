@@ -11,6 +11,7 @@ import torch
 from store_reports import counts, png, sources
 
 from fwd2bot.pipelines.store import SummaryStore
+from fwd2bot.pipelines.store.sources import hash_bytes
 
 
 def test_folder_is_indexed_with_the_folders_in_it(store, save_pictures):
@@ -186,18 +187,51 @@ def test_next_batch_is_prepared_while_the_model_runs(store, monkeypatch):
     assert set(running) == {threading.current_thread()} and threading.current_thread() not in prepared
 
 
-def test_failure_of_a_batch_is_known_to_the_next_one(store, save_pictures, monkeypatch):
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
+def test_failure_of_a_picture_is_that_of_its_copies(store, save_pictures, monkeypatch, batch_size):
     folder, paths = save_pictures(4)
     store.add(folder)
     before = store.get(list(store))
     content = png(paths[0])
     for number, path in enumerate(paths):  # two broken copies each in a batch of their own
         path.write_bytes(content + bytes(1 + number // 2))
-    nan = torch.full((1, 4, 32), torch.nan)
-    monkeypatch.setattr(store._compressor, "compress", lambda inputs: nan)
-    report = store.add(paths, batch_size=1)
+    nan = torch.full((4, 4, 32), torch.nan)
+    monkeypatch.setattr(store._compressor, "compress", lambda inputs: nan[: len(inputs["pixel_values"])])
+    report = store.add(paths, batch_size=batch_size)
     assert counts(report) == (0, 0, 0, 0, 4) and all("NaN" in reason for _, reason in report.failed)
     assert store.get(list(store)) == before  # no row goes for a copy that was not stored
+
+
+@pytest.mark.parametrize("batch_size, commit_every", [(1, 1), (2, 1), (2, 2), (3, 512)])
+def test_every_commit_has_a_row_for_every_changed_file(store, save_pictures, monkeypatch, batch_size, commit_every):
+    folder, paths = save_pictures(6)
+    store.add(folder)
+    old = {row["source"]: row["id"] for row in store.get(list(store))}
+    content = png(paths[0])
+    for number, path in enumerate(paths):  # three contents, of two files each
+        path.write_bytes(content + bytes(1 + number // 2))
+    upsert, commits = store._table.upsert, []
+
+    def checked(*arguments):
+        upsert(*arguments)
+        commits.append(set(store))
+
+    monkeypatch.setattr(store._table, "upsert", checked)
+    report = store.add(paths, batch_size=batch_size, commit_every=commit_every)
+    assert (report.updated, report.duplicates, len(store)) == (3, 3, 3)
+    assert commits
+    for rows in commits:
+        assert all(rows & {old[str(path)], hash_bytes(path.read_bytes())[:32]} for path in paths)
+
+
+def test_source_that_breaks_keeps_every_batch_that_was_full(store):
+    def pictures():
+        yield from tiny.pictures(10)
+        raise OSError("the cable was pulled")
+
+    with pytest.raises(OSError, match="the cable"):
+        store.add(pictures(), batch_size=2)
+    assert len(store) == 6  # of ten, some are being read and one is not yet a full batch
 
 
 @pytest.mark.parametrize("arguments", [{"batch_size": 0}, {"commit_every": True}, {"batch_size": 1.5}])
