@@ -21,7 +21,7 @@ def nearest(slider: gr.Slider, typed: Any) -> int:
     return int(min(max(typed, slider.minimum), slider.maximum))
 
 
-async def refuse_address(url: str, folder: str = "") -> str:
+async def refuse_address(url: str, cache_dir: str = "") -> str:
     """In place of Gradio's download, which any input would start, also one that is no file."""
     raise gr.Error(
         f"A picture is taken as a file, not from an address such as {url[:80]!r}. Download it, and send the file: "
