@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, BitsAndBytesConfig, ProcessorMixin
+from transformers import AutoProcessor, BitsAndBytesConfig, ProcessorMixin, TrainingArguments
 
 from fwd2bot import Fwd2BotConfig, Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 from fwd2bot.backbone_fwd2bot import load_backbone
@@ -11,13 +11,17 @@ from fwd2bot.configuration_fwd2bot import STAGES
 from fwd2bot.folder_fwd2bot import check_name
 
 from .recipe import Fwd2BotModel, Recipe
+from .run_checks import check_connector
 
 
-def build_fwd2bot(recipe: Recipe, device: torch.device) -> tuple[Fwd2BotForConditionalGeneration, ProcessorMixin]:
+def build_fwd2bot(
+    recipe: Recipe, args: TrainingArguments, sharded: bool = False
+) -> tuple[Fwd2BotForConditionalGeneration, ProcessorMixin]:
     """The model, what trains of it in float32, and the backbone's processor.
 
     Args:
-        device: where a quantised backbone is loaded to; any other is moved there by the Trainer.
+        args: a quantised backbone is loaded to their device; any other is moved there by the Trainer.
+        sharded: whether the run was started with FSDP2, see `sharding`.
 
     Raises:
         ValueError: for a setting that does not fit `model.init_from`.
@@ -33,7 +37,7 @@ def build_fwd2bot(recipe: Recipe, device: torch.device) -> tuple[Fwd2BotForCondi
         settings["train_connector"] = True
     loading: dict[str, Any] = {"dtype": getattr(torch, chosen.dtype)}
     if chosen.quantization:
-        loading |= {"quantization_config": quantization(chosen), "device_map": {"": device}}
+        loading |= {"quantization_config": quantization(chosen), "device_map": {"": args.device}}
     if chosen.init_from:
         stored = Fwd2BotConfig.from_pretrained(chosen.init_from).to_dict()
         asked = settings.get("contrastive_loss", stored["contrastive_loss"])
@@ -43,6 +47,7 @@ def build_fwd2bot(recipe: Recipe, device: torch.device) -> tuple[Fwd2BotForCondi
                 "and the two have different weights. Leave it out, or begin with a new model"
             )
         config = Fwd2BotConfig.from_dict(stored | settings)
+        check_connector(recipe, args, config.train_connector, sharded)
         model = Fwd2BotForConditionalGeneration.from_pretrained(chosen.init_from, config=config, **loading)
         processor = Fwd2BotProcessor.from_pretrained(chosen.init_from).backbone_processor
     else:

@@ -86,11 +86,8 @@ def check_recipe(recipe: Recipe, args: TrainingArguments, sharded: bool = False)
         if key in recipe.model.config:
             place = "contrastive.loss" if key == "contrastive_loss" else "model.train_connector"
             raise ValueError(f"model.config has {key}; set {place} instead")
-    if recipe.model.train_connector and recipe.model.dtype != "float32" and not args.bf16:
-        raise ValueError(
-            f"model.train_connector trains it in float32 inside a backbone in {recipe.model.dtype}, which needs "
-            "training.bf16=true. Set that, or model.dtype=float32"
-        )
+    if recipe.model.train_connector:
+        _check_connector_precision(recipe, args)
     asked = recipe.validation
     if asked.sources and args.eval_strategy == "no" and asked.show_steps is None:
         raise ValueError(
@@ -99,6 +96,50 @@ def check_recipe(recipe: Recipe, args: TrainingArguments, sharded: bool = False)
         )
     if recipe.model.adapters and recipe.model.init_from:
         raise ValueError("model.adapters are those of model.init_from, which has them already; leave one of them out")
+
+
+def check_connector(recipe: Recipe, args: TrainingArguments, trained: bool, sharded: bool = False) -> None:
+    """Raise `ValueError` if the connector of `model.init_from` trains, and the run could not save it.
+
+    Args:
+        trained: `train_connector` of that model, which the recipe cannot undo.
+        sharded: whether the run was started with FSDP2, see `sharding`.
+    """
+    if not trained:
+        return
+    source = recipe.model.init_from
+    for name, is_set, remedy in (
+        ("FSDP2", sharded, "start the run with ddp.yaml"),
+        ("model.quantization", recipe.model.quantization, "leave that out"),
+    ):
+        if is_set:
+            raise ValueError(
+                f"{source} was trained with train_connector, which cannot be with {name}: its checkpoints hold the "
+                f"adapters alone, and would lose the connector. To go on from it {remedy}; or begin with another model"
+            )
+    _check_connector_precision(recipe, args)
+
+
+def _check_connector_precision(recipe: Recipe, args: TrainingArguments) -> None:
+    if recipe.model.dtype != "float32" and not args.bf16:
+        raise ValueError(
+            f"model.train_connector, of the recipe or of model.init_from, trains the connector in float32 inside a "
+            f"backbone in {recipe.model.dtype}, which needs training.bf16=true. Set that, or model.dtype=float32"
+        )
+
+
+def check_launched_precision(training: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if `accelerate launch` asks for another precision than the recipe's section `training`.
+
+    The Trainer would compute in the launcher's where the recipe has none, and what looks at the recipe's not know it.
+    """
+    own = next((name for name in ("fp16", "bf16") if training.get(name)), "no")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if launched not in ("no", own):
+        raise ValueError(
+            f"the accelerate configuration has mixed_precision {launched} (ACCELERATE_MIXED_PRECISION), and the "
+            f"recipe has {own}. Leave it out there: precision is the recipe's, training.bf16=true or fp16=true"
+        )
 
 
 def check_summary_length(recipe: Recipe, most: int) -> None:

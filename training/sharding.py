@@ -20,20 +20,26 @@ from fwd2bot import Fwd2BotForConditionalGeneration
 
 from .gathering import world_size
 
+_taken_over: FullyShardedDataParallelPlugin | None = None  # for every run that this process builds
+
 
 def take_over_sharding() -> FullyShardedDataParallelPlugin | None:
     """What `accelerate launch` asks of FSDP, which accelerate then leaves to `shard_frozen`; None: nothing.
 
+    accelerate and transformers go by an entry of the environment, which is taken out; what it asked is kept for every
+    later call in the process.
+
     Raises:
         ValueError: for DeepSpeed, FSDP1, and a setting that would have no effect.
     """
+    global _taken_over
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise ValueError(
             "the accelerate configuration asks for DeepSpeed, which this trainer cannot save, resume or step with. "
             "accelerate/fsdp2.yaml of this package divides the frozen weights among the processes"
         )
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return None
+        return _taken_over
     asked = FullyShardedDataParallelPlugin()  # reads what the launcher has put into the environment
     if asked.fsdp_version != 2:
         raise ValueError(
@@ -48,6 +54,7 @@ def take_over_sharding() -> FullyShardedDataParallelPlugin | None:
         if is_set:
             raise ValueError(f"the accelerate configuration has {name}, which is not supported: {remedy}")
     del os.environ["ACCELERATE_USE_FSDP"]
+    _taken_over = asked
     return asked
 
 

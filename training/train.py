@@ -33,6 +33,7 @@ from .run_checks import (
     PROCESSES,
     RECIPE,
     check_folder,
+    check_launched_precision,
     check_recipe,
     check_same_run,
     check_summary_length,
@@ -142,11 +143,12 @@ def build_trainer(recipe: Recipe) -> StageTrainer:
 def training_arguments(values: dict[str, Any]) -> TrainingArguments:
     """The Trainer's arguments; columns are never dropped, since our batches hold more than forward() names.
 
-    Raises `ValueError` for a precision that the device of the run does not have.
+    Raises `ValueError` for a precision that the device of the run does not have, or that the launcher contradicts.
 
     `gradient_checkpointing`, the name before transformers 5.23, goes under the new one where there is one, so that one
     recipe serves all versions.
     """
+    check_launched_precision(values)
     named = {"remove_unused_columns": False, **values}
     if hasattr(TrainingArguments, "activation_checkpointing"):
         for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
@@ -200,7 +202,7 @@ def _fwd2bot_stage(
     recipe: Recipe, args: TrainingArguments, sharding: FullyShardedDataParallelPlugin | None
 ) -> StageTrainer:
     sources = open_sources(recipe.data) if isinstance(recipe.data, SourcesData) else None
-    model, backbone_processor = build_fwd2bot(recipe, args.device)
+    model, backbone_processor = build_fwd2bot(recipe, args, sharding is not None)
     if sharding is not None:
         shard_frozen(model, args.device, sharding.reshard_after_forward)
     processor = Fwd2BotProcessor(

@@ -165,7 +165,7 @@ class BackboneTrainer(StageTrainer):
     """Trains a LLaVA on packed rows: its 4D mask and positions are made here, on the model's device.
 
     Logits are made from the first token that is learnt in any row on: what stands before it, the image above all, is
-    most of a short row, and a head over all of it takes a fifth of a step.
+    most of a short row, and no loss is taken there.
     """
 
     def compute_loss(

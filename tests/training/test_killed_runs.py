@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,30 @@ def begun_after(folder: Path, moment: float) -> bool:
     return any(at > moment for at in marks)
 
 
+def killed_again_and_again(recipe: Path, folder: Path, rng: random.Random) -> tuple[list[int], int]:
+    """Begin a run and kill it four times, half of them in a write if they meet one; fewer times if it ends before.
+
+    Returns the steps from which it went on, and how many kills left a checkpoint half written.
+    """
+    gone_on_from, half_written = [], 0
+    for in_a_write in (True, False, True, False):
+        gone_on_from.append(newest(folder))
+        process, started = start(recipe), time.time()
+        deadline, wait = time.monotonic() + 120, rng.uniform(0, 0.02 if in_a_write else 0.4)
+        while process.poll() is None and time.monotonic() < deadline:
+            if begun_after(folder, started) if in_a_write else newest(folder) > gone_on_from[-1]:
+                break
+            time.sleep(0.001)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        ended = process.wait()
+        assert ended in (0, -signal.SIGKILL)
+        if ended == 0:
+            break
+        half_written += any((path / INCOMPLETE).exists() for path in folder.glob("checkpoint-*"))
+    return gone_on_from, half_written
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_process_killed_again_and_again_at_random_moments_has_the_losses_of_an_undisturbed_one(tmp_path, seed):
@@ -116,22 +141,14 @@ def test_process_killed_again_and_again_at_random_moments_has_the_losses_of_an_u
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert start(write_source_recipe(tmp_path, whole, **options)).wait() == 0
     recipe = write_source_recipe(tmp_path, cut, **options)
-    rng, gone_on_from, half_written = random.Random(seed), [], 0
-    for in_a_write in (True, False, True, False):
-        gone_on_from.append(newest(cut))
-        process, started = start(recipe), time.time()
-        deadline, wait = time.monotonic() + 120, rng.uniform(0, 0.02 if in_a_write else 0.4)
-        while process.poll() is None and time.monotonic() < deadline:
-            if begun_after(cut, started) if in_a_write else newest(cut) > gone_on_from[-1]:
-                break
-            time.sleep(0.001)
-        time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        half_written += any((path / INCOMPLETE).exists() for path in cut.glob("checkpoint-*"))
-    assert not (cut / "final").exists()
-    assert half_written, "no kill met a checkpoint that was being written"
-    assert gone_on_from[-1] > 0
+    rng = random.Random(seed)
+    for _ in range(5):  # when a kill comes is the machine's affair: it may miss the writes, or the run
+        gone_on_from, half_written = killed_again_and_again(recipe, cut, rng)
+        if half_written and gone_on_from[-1] > 0 and not (cut / "final").exists():
+            break
+        shutil.rmtree(cut, ignore_errors=True)
+    else:
+        pytest.fail("in 5 runs no kill met a checkpoint that was being written")
     assert start(recipe).wait() == 0
     assert losses(cut, 150) == losses(whole, 150)
 

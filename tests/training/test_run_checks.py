@@ -6,14 +6,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 import yaml
 from source_recipes import write_source_recipe
 from tiny_recipes import TRAINING
 
+from fwd2bot import Fwd2BotProcessor
+from fwd2bot.training import sharding
 from fwd2bot.training.check import check
 from fwd2bot.training.recipe import load_recipe
 from fwd2bot.training.run_checks import check_folder, write_whole
-from fwd2bot.training.train import build_trainer, main, train
+from fwd2bot.training.train import build_trainer, main, train, training_arguments
 from fwd2bot.training.trainer import INCOMPLETE
 
 MODEL = {"backbone": "nowhere", "lora_rank": 4, "num_summary_tokens": 4, "summary_lengths": [1, 2, 4]}
@@ -69,6 +72,14 @@ def test_settings_that_cannot_be_together_are_named(tmp_path, overrides, message
         build_trainer(load_recipe(recipe_file(tmp_path), overrides))
 
 
+@pytest.fixture
+def fsdp2(monkeypatch):
+    """The environment that `accelerate launch` gives a process of FSDP2, and nothing kept from another test."""
+    monkeypatch.setattr(sharding, "_taken_over", None)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+
+
 @pytest.mark.parametrize(
     ("setting", "environment", "message"),
     [
@@ -79,12 +90,56 @@ def test_settings_that_cannot_be_together_are_named(tmp_path, overrides, message
         ("model.lora_rank=2", {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "set it in the recipe, under training"),
     ],
 )
-def test_setting_that_cannot_be_with_fsdp2_is_named(tmp_path, monkeypatch, setting, environment, message):
+def test_setting_that_cannot_be_with_fsdp2_is_named(tmp_path, fsdp2, monkeypatch, setting, environment, message):
     """As `accelerate launch` would ask for it; what it asks is read from its environment."""
-    for name, value in ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} | environment).items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
         build_trainer(load_recipe(recipe_file(tmp_path), [setting]))
+
+
+@pytest.fixture
+def with_connector(tmp_path):
+    """A Fwd2Bot that was trained with its connector, as it lies on a disk."""
+    folder = tmp_path / "connector"
+    tiny.tiny_fwd2bot(train_connector=True).save_pretrained(folder)
+    Fwd2BotProcessor(tiny.tiny_backbone_processor()).save_pretrained(folder)
+    return f"model.init_from={folder}"
+
+
+def test_fwd2bot_with_a_trained_connector_is_not_gone_on_with_under_fsdp2(tmp_path, fsdp2, with_connector):
+    with pytest.raises(ValueError, match="was trained with train_connector, which cannot be with FSDP2.*ddp.yaml"):
+        build_trainer(load_recipe(write_source_recipe(tmp_path, tmp_path / "run"), [with_connector]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.quantization=4bit", "train_connector, which cannot be with model.quantization.*leave that out"),
+        ("model.dtype=bfloat16", "of model.init_from, trains the connector in float32.*training.bf16=true"),
+    ],
+)
+def test_setting_that_cannot_be_with_a_trained_connector_is_named(tmp_path, with_connector, override, message):
+    recipe = write_source_recipe(tmp_path, tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        build_trainer(load_recipe(recipe, [with_connector, override]))
+    assert build_trainer(load_recipe(recipe, [with_connector])).model.config.train_connector
+
+
+@pytest.mark.parametrize(("launched", "own"), [("bf16", "no"), ("fp16", "bf16"), ("fp8", "no")])
+def test_other_precision_of_the_launcher_is_named(tmp_path, monkeypatch, launched, own):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    overrides = [] if own == "no" else [f"training.{own}=true"]
+    recipe = load_recipe(write_source_recipe(tmp_path, tmp_path / "run"), overrides)
+    for begin in (build_trainer, check):
+        with pytest.raises(ValueError, match=f"has mixed_precision {launched} .*the recipe has {own}. Leave it out"):
+            begin(recipe)
+
+
+@pytest.mark.parametrize("launched", ["no", "bf16"])
+def test_same_precision_of_the_launcher_is_taken(monkeypatch, launched):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert training_arguments({"use_cpu": True, "bf16": True}).mixed_precision == "bf16"
 
 
 @pytest.mark.parametrize(
@@ -106,18 +161,23 @@ def test_deepspeed_is_refused_by_name(tmp_path, monkeypatch):
         main([str(recipe_file(tmp_path))])
 
 
-def test_plain_backbone_is_not_trained_with_fsdp2(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(ValueError, match="kind: backbone trains all it has. Start it with ddp.yaml"):
-        build_trainer(load_recipe(recipe_file(tmp_path, kind="backbone", model={})))
+def test_plain_backbone_is_not_trained_with_fsdp2(tmp_path, fsdp2):
+    for _ in range(2):  # the second run of the process is one of FSDP2 as well
+        with pytest.raises(ValueError, match="kind: backbone trains all it has. Start it with ddp.yaml"):
+            build_trainer(load_recipe(recipe_file(tmp_path, kind="backbone", model={})))
 
 
-def test_run_of_whole_checkpoints_is_not_gone_on_with_under_fsdp2(tmp_path, monkeypatch):
+def test_what_the_launcher_asks_of_fsdp_is_kept_for_all_runs_of_the_process(fsdp2):
+    first = sharding.take_over_sharding()
+    assert first is not None and first.fsdp_version == 2
+    assert "ACCELERATE_USE_FSDP" not in os.environ
+    assert sharding.take_over_sharding() is first
+
+
+def test_run_of_whole_checkpoints_is_not_gone_on_with_under_fsdp2(tmp_path, request):
     recipe = load_recipe(write_source_recipe(tmp_path, tmp_path / "run", max_steps=2))
     train(recipe)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "2")
+    request.getfixturevalue("fsdp2")
     with pytest.raises(ValueError, match="checkpoint-2 has the whole backbone.*as it was begun"):
         build_trainer(recipe)
 
