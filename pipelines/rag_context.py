@@ -65,7 +65,8 @@ def numbered_prompt(question: Any, num_pictures: int, processor: Any) -> str:
 def _is_numbered(prompt: str, token: str) -> bool:
     """Whether the words in front of each placeholder, back to the one before, end with its number."""
     before = prompt.split(token)[:-1]
-    return all(re.search(rf"\b{number}\b[^\w\n]*(<[^<>\n]*>)?\s*$", part) for number, part in enumerate(before, 1))
+    tags = r"(<[^<>\n]*>|\[[^\[\]\n]*\])*"  # with which a family may surround the placeholder
+    return all(re.search(rf"\b{number}\b[^\w\n]*{tags}\s*$", part) for number, part in enumerate(before, 1))
 
 
 def named_pictures(question: str, answer: str, count: int) -> list[int]:

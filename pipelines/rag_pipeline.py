@@ -67,9 +67,9 @@ class RagPipeline(AnswerPipeline):
 
         Args:
             questions: a `str`; or a chat, a list of messages with "role" and "content"; or a list of these. The
-                pictures come first in the prompt, from the best on and numbered, unless the question marks their
-                places. Or rows
-                `{"question": …}` with a "query" or "ids" of their own: one, a list, a data set, an iterator.
+                pictures come first in the prompt, from the best on and numbered (see `rag_context.numbered_prompt`),
+                unless the question marks their places. Or rows `{"question": …}` with a "query" or "ids" of their
+                own: one, a list, a data set, an iterator.
             ids: the pictures that the questions are about, in this order; nothing is searched then.
             query: what is searched for: whatever `SummaryStore.search` takes. Default: the words of the question, of a
                 chat those of its last message.

@@ -68,6 +68,7 @@ def test_several_pictures_are_numbered_in_the_prompt(tiny_processor, question):
     "image, expected",
     [
         ("Picture {{ loop.index }}: <image>", "Picture 1: <image>Picture 2: <image>Which?"),
+        ("No. {{ loop.index }}: <b>[A]<image>[B]", "No. 1: <b>[A]<image>[B]No. 2: <b>[A]<image>[B]Which?"),
         ("<image>", "<image><image>Which?"),  # a number would not be beside its picture
     ],
 )
