@@ -393,10 +393,23 @@ def _versions(model: Any) -> list[int]:
 
     Each summary asks for it, and a walk through all modules would take longer than a step of a small model.
     """
-    projector, places = model.__dict__.get("_trained_places", (None, []))
-    if projector is not model.summary_projector or any(holder.get(key) is not value for holder, key, value in places):
-        trained = {id(value) for value in model.trained_parameters().values()}
-        holders = (module._parameters for module in model.modules())
-        places = [(holder, key, value) for holder in holders for key, value in holder.items() if id(value) in trained]
-        model.__dict__["_trained_places"] = model.summary_projector, places
-    return [0 if value.is_inference() else value._version for _, _, value in places]
+    places = model.__dict__.get("_trained_places")
+    if places is None or any(holder.get(key) is not value for holder, key, value in places):
+        places = model.__dict__["_trained_places"] = _trained_places(model)
+    weights = (value for _, _, value in places if isinstance(value, torch.Tensor))
+    return [0 if value.is_inference() else value._version for value in weights]
+
+
+def _trained_places(model: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
+    """Where the trained weights are, and the modules on the way to them: a dictionary, a key, what is there."""
+    trained = {id(value) for value in model.trained_parameters().values()}
+    places: dict[tuple[int, str], tuple[dict[str, Any], str, Any]] = {}
+    for path, module in model.named_modules():
+        weights = [(key, value) for key, value in module._parameters.items() if id(value) in trained]
+        parent = model
+        for name in path.split(".") if weights and path else ():
+            places[id(parent._modules), name] = (parent._modules, name, parent._modules[name])
+            parent = parent._modules[name]
+        for key, value in weights:
+            places[id(module._parameters), key] = (module._parameters, key, value)
+    return list(places.values())

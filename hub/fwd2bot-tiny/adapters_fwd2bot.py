@@ -307,7 +307,9 @@ class _StageLayer:
 
     def _is_plain(self, stage: str | None, x: torch.Tensor) -> bool:
         """Whether the layer adds a product of two matrices in the dtype of its input, and nothing else."""
-        if type(self).__bases__[1] is not Linear or not _adds_a_product(self, stage) or self.merged:
+        if type(self).__bases__[1] is not Linear or not _adds_a_product(self, stage):
+            return False
+        if self.merged or self.disable_adapters or self.base_layer._forward_hooks:  # which may keep the base's result
             return False
         if stage not in self.lora_A:
             return True
@@ -334,8 +336,6 @@ class _QueryEmbedding:
         return _rebuild, (_query_class, type(self).__bases__[1]), self.__dict__
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        if current_stage() == "generate":  # it reads words alone
-            return super().forward(input_ids)
         query = input_ids - self.num_embeddings  # (N, L), >= 0 for a query
         is_query = query >= 0
         words = super().forward(input_ids.masked_fill(is_query, 0))  # (N, L, d)

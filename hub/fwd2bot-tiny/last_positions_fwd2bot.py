@@ -24,8 +24,9 @@ _reading = threading.local()
 def only_last_positions(count: int | None) -> Iterator[None]:
     """Run the block's passes of the calling thread for the last `count` positions of each row; `None` for all.
 
-    Without gradients only: the recomputation of gradient checkpointing would run outside of the block. A compiler
-    sees the plain pass.
+    Without gradients only: the recomputation of gradient checkpointing would run outside of the block. Not in training
+    mode either: dropout would draw other masks than in a pass with gradients that repeats this one. A compiler sees
+    the plain pass.
     """
     previous = getattr(_reading, "count", None)
     _reading.count = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else count
@@ -51,7 +52,7 @@ def _take_last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | 
     if count is None:
         return None
     _reading.left_out = 0
-    if len(inputs) != 1 or inputs[0].ndim != 3 or inputs[0].shape[1] <= count:
+    if module.training or len(inputs) != 1 or inputs[0].ndim != 3 or inputs[0].shape[1] <= count:
         return None
     _reading.left_out = inputs[0].shape[1] - count
     return (inputs[0][:, -count:],)  # (N, L, d) -> (N, count, d)

@@ -229,8 +229,9 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
 
     def _tells_all(self, inputs: dict[str, Any]) -> bool:
         """Whether a pass is asked for what it computes at every position, beside the logits."""
-        names, config = ("output_hidden_states", "output_attentions"), self.backbone.config
-        return any(inputs.get(name, getattr(config, name, False)) for name in names)
+        configs = (self.backbone.config, self.config.get_text_config(), self.get_decoder().config)
+        names = ("output_hidden_states", "output_attentions", "output_router_logits")
+        return any(inputs.get(name) or any(getattr(one, name, False) for one in configs) for name in names)
 
     def _insert(self, summary: Fwd2BotSummary, expanded: dict[str, torch.Tensor]) -> torch.Tensor:
         """`(N, L', d)` input embeddings of the expanded prompts, the summary tokens at their slots."""

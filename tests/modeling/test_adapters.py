@@ -161,6 +161,25 @@ def test_layer_gives_without_gradients_what_it_gives_with(settings, stage):
             torch.testing.assert_close(model(x[0]), expected[0].detach(), rtol=0, atol=1e-6)
 
 
+def test_adapter_that_is_switched_off_adds_nothing_without_gradients_either():
+    model, x = plain_layer({})
+    model.eval()
+    model.layer.enable_adapters(False)
+    with run_stage("compress"), torch.no_grad():
+        assert torch.equal(model(x), model.layer.base_layer(x))
+
+
+def test_what_a_hook_kept_of_the_layer_below_stays_as_it_was():
+    model, x = plain_layer({})
+    model.eval()
+    kept = []
+    model.layer.base_layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    with run_stage("compress"), torch.no_grad():
+        result = model(x)
+        assert not torch.equal(result, kept[0])
+        assert torch.equal(kept[0], torch.nn.functional.linear(x, *model.layer.base_layer.parameters()))
+
+
 def test_dropout_of_training_is_applied_without_gradients_too():
     model, x = plain_layer({"lora_dropout": 0.9})
     model.train()

@@ -363,6 +363,16 @@ def test_other_weights_have_another_fingerprint(saved, processor, tmp_path):
     )
 
 
+def test_layer_in_place_of_a_trained_one_gives_another_fingerprint(saved):
+    loaded = Fwd2BotForConditionalGeneration.from_pretrained(saved[0])
+    before = loaded.fingerprint
+    adapter = loaded.get_decoder().layers[0].self_attn.q_proj.lora_A
+    adapter["compress"] = torch.nn.Linear(
+        adapter["compress"].in_features, adapter["compress"].out_features, bias=False
+    )
+    assert loaded.fingerprint != before
+
+
 def test_loading_other_weights_gives_their_fingerprint(saved):
     loaded, other = Fwd2BotForConditionalGeneration.from_pretrained(saved[0]), tiny.tiny_fwd2bot(seed=1)
     loaded.load_state_dict(other.state_dict())

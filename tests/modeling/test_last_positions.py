@@ -86,6 +86,34 @@ def test_hidden_states_that_are_asked_for_are_whole(model, processor):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("part", ["backbone", "text", "decoder"])
+def test_hidden_states_that_a_config_asks_for_are_whole(processor, part):
+    model = tiny.tiny_fwd2bot()
+    words = processor(text=["What is it?"])
+    with torch.no_grad():
+        expected = model(**words, output_hidden_states=True).hidden_states[-1]
+    config = {
+        "backbone": model.backbone.config,
+        "text": model.config.get_text_config(),
+        "decoder": model.get_decoder().config,
+    }[part]
+    config.output_hidden_states = True
+    with torch.no_grad():
+        output = model(**words, logits_to_keep=1)
+    assert output.hidden_states is None or torch.equal(output.hidden_states[-1], expected)
+
+
+def test_training_mode_computes_all_positions_without_gradients_too(processor, images):
+    model = tiny.tiny_fwd2bot().train()
+    counts = []
+    model.get_decoder().layers[-1].mlp.register_forward_hook(
+        lambda module, inputs, output: counts.append(output.shape)
+    )
+    with torch.no_grad():
+        model._compress_pass(3, **images)
+    assert counts[0][1] == images["input_ids"].shape[1] + 3
+
+
 def test_other_threads_compute_all_positions(model, processor, seen):
     words = processor(text=["What is it?"])
 
@@ -108,6 +136,7 @@ def test_part_that_returns_more_than_its_output_keeps_the_rest():
     decoder = nn.Module()
     decoder.layers = nn.ModuleList([nn.Module()])
     decoder.layers[0].mlp = Experts()
+    decoder.eval()
     install_last_positions(decoder)
     with torch.no_grad(), only_last_positions(1):
         output, rest = decoder.layers[0].mlp(torch.ones(1, 3, 2))
