@@ -257,7 +257,14 @@ def result(name, method, seed, right, lengths=(4,), **more):
     setting = "uncompressed" if not lengths else "k=4"
     figures = {setting: {"answers": {"all": right}, "presence": {"adversarial": {"f1": 0.5}}}, "cost": {setting: cost}}
     values = {"name": name, "method": method, "seed": seed, "config": {}, "rank": 1.0, "about": "what it is"}
-    values |= {"backbone_sha256": "ab" * 32, "steps": 10, "steps_done": 10, "batch_size": 2, "lora_rank": 4}
+    values |= {
+        "backbone_sha256": "ab" * 32,
+        "steps": 10,
+        "steps_done": 10,
+        "batch_size": 2,
+        "row_length": 96,
+        "lora_rank": 4,
+    }
     values |= {"pictures": 9, "test_pictures": 5, "split": "validation", "seconds": 61.0, "loss": [2.0, 1.25]}
     values |= {
         "trained_parameters": 1234,

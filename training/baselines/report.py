@@ -14,6 +14,7 @@ from typing import Any
 
 from ..tables import table
 from .grid import BARE, METHODS, Row, rows
+from .run import BUDGET
 
 # What stands in the table: the heading, and where the figure is among those of a setting.
 FIGURES = {
@@ -44,8 +45,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
         ValueError: results of different budgets, which do not compare.
     """
     found = [json.loads((folder / row.file).read_text()) for row in rows() if (folder / row.file).exists()]
-    for name in ("backbone_sha256", "steps", "batch_size", "lora_rank", "pictures", "test_pictures", "split"):
-        values = {str(result[name]) for result in found}
+    for name in BUDGET:
+        values = {str(result.get(name)) for result in found}
         if len(values) > 1:
             raise ValueError(f"the results in {folder} have different {name}, {sorted(values)}; report them apart")
     return found
@@ -88,8 +89,9 @@ def _about(first: dict[str, Any], found: list[dict[str, Any]]) -> list[str]:
     cut = sorted({result["name"] for result in found if 0 < result["steps_done"] < result["steps"]})
     lines = [
         f"One frozen backbone (weights {first['backbone_sha256'][:12]}), {first['pictures']:,} drawn pictures, "
-        f"{first['steps']:,} steps of {first['batch_size']}, LoRA rank {first['lora_rank']} for each of two stages or "
-        f"twice that for one. Judged on {first['test_pictures']:,} held-out pictures ({first['split']}), in per cent; "
+        f"{first['steps']:,} steps of {first['batch_size']} rows of {first['row_length']} tokens, LoRA rank "
+        f"{first['lora_rank']} for each of two stages or twice that for one. "
+        f"Judged on {first['test_pictures']:,} held-out pictures ({first['split']}), in per cent; "
         "with several seeds the mean and the range. `tokens` is what the language model reads for a picture, `cache` "
         "its keys and values, `first token` the time to it at batch size 1, in milliseconds.",
         "",

@@ -30,7 +30,17 @@ from ..train import training_arguments
 from ..trainer import Fwd2BotTrainer
 from .grid import METHODS, Row, rows
 
-BUDGET = ("backbone_sha256", "steps", "batch_size", "lora_rank", "pictures", "test_pictures", "split", "shapes_only")
+BUDGET = (
+    "backbone_sha256",
+    "steps",
+    "batch_size",
+    "row_length",
+    "lora_rank",
+    "pictures",
+    "shapes_only",
+    "test_pictures",
+    "split",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -185,6 +195,7 @@ def budget_of(recipe: Recipe, backbone: Path, options: dict[str, Any]) -> dict[s
     values = {
         "backbone_sha256": weights_hash(backbone),
         "batch_size": recipe.training["per_device_train_batch_size"],
+        "row_length": recipe.data.row_length,
         "lora_rank": recipe.model.lora_rank,
         "pictures": recipe.data.pictures,
         "shapes_only": recipe.data.shapes_only,
