@@ -45,7 +45,7 @@ test-slow: $(VENV)/.installed-ray ## Run the tests marked slow; installs Ray
 
 test-space: $(VENV)/.installed-space ## Run the tests of the Space in a browser; needs Chromium
 	@command -v chromium >/dev/null || { echo "error: the browser 'chromium' was not found. On Debian: apt-get install chromium" >&2; exit 1; }
-	$(PY) -m pytest tests/space -m "not slow and not gpu" $(ARGS)
+	$(PY) $(PYTEST) tests/space/browser -m "browser and not slow" $(ARGS)
 
 test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that are allowed (constraints-oldest.txt)
 	$(OLDEST)/bin/python $(PYTEST) $(ARGS)

@@ -11,24 +11,27 @@ from fwd2bot.pipelines.embedded import showcase
 
 from . import browser_side as browser
 from . import views
-from .collection import Hit
+from .checks import MAX_ASKED
+from .collection import Hit, Shipped
 from .endpoints import add_endpoints
 from .inputs import nearest, sent, within
-from .service import MAX_ASKED, Service
-from .uploads import MAX_FILE_BYTES, MAX_FILES, MEGABYTE, VisitorError, read_and_delete, refusals
-from .visitors import ConversationEndedError
+from .service import Service
+from .uploads import MAX_FILE_BYTES, MAX_FILES, MEGABYTE, Upload, VisitorError, arrived, refusals
+from .visitors import AskedTwiceError, ConversationEndedError, SupersededError
 from .waiting import drop_waiting
 
 logger = logging.getLogger(__name__)
 
 TITLE = "Fwd2Bot: compress a picture once, find it and ask about it ever after"
+MODEL = "model"  # the concurrency id of all events that need it
 INTRO = """# Fwd2Bot
-A vision-language model reads a picture as hundreds of tokens. **Fwd2Bot** compresses them once into a few *summary
-tokens*, with which the picture is found and talked about from then on. Choose their number with the sliders **k**."""
-# Of the checkpoint inside the package, which is the one that refuses other scripts.
-OF_DRAWN_SCENES = """This small model was trained on **drawn scenes**, as those in the gallery, and on single
-questions. About photographs it says nothing true, and answers get worse in a long conversation: begin a new one."""
-UPLOAD = f"Add pictures: drop, choose or paste (at most {MAX_FILES}, {MAX_FILE_BYTES // MEGABYTE} MB each)"
+The vision-language model here reads a picture as {tokens} tokens. With **Fwd2Bot** it compresses them, once, into 1 to
+{longest} *summary tokens*, as many as the sliders **k** say. From these alone the picture is found (**Search**) and
+talked about (**Ask**, beside the uncompressed answer and what both cost). **Look inside** shows what they hold."""
+# Of the checkpoint inside the package.
+OF_DRAWN_SCENES = """It is a small one, trained on **drawn scenes** as in the gallery and on single questions: about
+photographs it says nothing true, and from the second question of a conversation on it is often wrong."""
+UPLOAD = f"Add pictures, or paste them (at most {MAX_FILES} of {MAX_FILE_BYTES // MEGABYTE} MB)"
 FAILED = "Something went wrong on the server, which has noted it. Try again, or reload the page."
 
 
@@ -51,34 +54,42 @@ def told(status: Any) -> Callable[[Callable], Callable]:
     return decorate
 
 
-def build(service: Service, concurrency: int = 2) -> gr.Blocks:
-    """The page on a service.
+def intro(service: Service) -> str:
+    shown = next((one for one in service.collection.pictures if one.jpeg is not None), None)
+    tokens = "many" if shown is None else f"{service.image_tokens(shown.image()):,}"
+    return INTRO.format(tokens=tokens, longest=service.max_length)
 
-    Args:
-        concurrency: how many visitors the model serves at once; the others wait in a queue.
-    """
-    shared = {"concurrency_id": "model", "concurrency_limit": concurrency, "api_visibility": "private"}
+
+def build(service: Service) -> gr.Blocks:
+    """The page on a service; the model serves as many visitors at once as the service says, the others wait."""
+    of_model = {"concurrency_id": MODEL, "concurrency_limit": service.concurrency}
+    shared = {**of_model, "api_visibility": "private"}
     longest = service.max_length
     usual = min(8, longest)
     asked = showcase()
+    examples = asked if isinstance(service.collection, Shipped) else {"queries": [], "questions": []}
+    queries = [(one["text"], None) for one in examples["queries"]]
+    questions = [(one["text"], f"gallery-{one['file'].split('.')[0]}") for one in examples["questions"]]
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        gr.Markdown(INTRO)
-        if service.english_only:
+        gr.Markdown(intro(service))
+        if service.is_embedded:
             gr.Markdown(OF_DRAWN_SCENES)
         with gr.Tabs():
             with gr.Tab("Search", id="search"):
-                files = sent(gr.File(label=UPLOAD, file_count="multiple", elem_id="f2b-upload", height=160))
+                files = sent(gr.File(label=UPLOAD, file_count="multiple", elem_id="f2b-upload", height=140))
                 refuse = gr.Button("refuse", visible="hidden", elem_id="f2b-refuse")
                 search_status = gr.HTML(elem_id="f2b-search-status", js_on_load=browser.LIVE)
                 with gr.Row():
                     query = gr.Textbox(
                         label="Find pictures that show …",
                         placeholder=asked["queries"][1]["text"],
+                        elem_id="f2b-query",
                         scale=3,
                         min_width=280,
                         max_lines=3,
                     )
                     search = gr.Button("Search", variant="primary", elem_id="f2b-search")
+                gr.HTML(views.tries(queries, "#f2b-query", "#f2b-search"))
                 with gr.Row():
                     search_k = within(gr.Slider(1, longest, usual, step=1, label="k, summary tokens of each picture"))
                     like = sent(gr.UploadButton("Search with a picture instead", elem_id="f2b-like"))
@@ -91,12 +102,18 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
                     question = gr.Textbox(
                         label="Question about the pictures",
                         placeholder=asked["questions"][0]["text"],
+                        elem_id="f2b-question",
                         scale=3,
                         min_width=280,
                         max_lines=3,
                     )
                     ask = gr.Button("Ask", variant="primary", elem_id="f2b-ask")
                     fresh = gr.Button("New conversation", elem_id="f2b-fresh")
+                gr.HTML(views.tries(questions, "#f2b-question", "#f2b-ask"))
+                # Above what is set and chosen, so that a small window shows them too.
+                ask_status = gr.HTML(elem_id="f2b-ask-status", js_on_load=browser.LIVE)
+                talk = gr.HTML(elem_id="f2b-talk", js_on_load=browser.ANSWERED)
+                costs = gr.HTML(elem_id="f2b-costs")
                 with gr.Row(elem_id="f2b-settings"):
                     ask_k = within(gr.Slider(1, longest, usual, step=1, label="k, summary tokens of each picture"))
                     find = within(
@@ -110,9 +127,6 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
                         )
                     )
                     both = gr.Checkbox(True, label="Also answer uncompressed")
-                ask_status = gr.HTML(elem_id="f2b-ask-status", js_on_load=browser.LIVE)
-                talk = gr.HTML(elem_id="f2b-talk")
-                costs = gr.HTML(elem_id="f2b-costs")
                 with gr.Column(elem_id="f2b-ask-pick"):
                     gr.HTML("<p>No picture chosen.</p>", elem_id="f2b-count", js_on_load=browser.LIVE)
                     own_asked = gr.HTML(js_on_load=browser.KEEP_TICKS)
@@ -132,7 +146,9 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
                 inside = gr.HTML(elem_id="f2b-inside")
                 with gr.Column(elem_id="f2b-look-pick"):
                     own_looked = gr.HTML()
-                    gr.HTML(views.tiles(service.collection.pictures, "Picture to look into", "look", "radio"))
+                    pictures = service.collection.pictures
+                    first = pictures[0].id if pictures else None
+                    gr.HTML(views.tiles(pictures, "Picture to look into", "look", "radio", chosen=first))
         chosen, chosen_one, refused, number = (gr.JSON(visible=False) for _ in range(4))
 
         def own_views(session: str) -> dict:
@@ -153,32 +169,41 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
         ) -> Iterator[dict]:
             if not paths:
                 return
-            yield {files: None}  # the visitor may bring more meanwhile
-            added = service.add(
-                request.session_hash,
-                read_and_delete(paths),
-                lambda done, total: progress((done, total), desc="compressing", unit="pictures"),
-            )
+            with arrived(paths) as uploads:
+                added = service.add(
+                    request.session_hash,
+                    uploads,
+                    lambda done, total: progress((done, total), desc="compressing", unit="pictures"),
+                )
             added.problems += refusals(left_out)
             yield {search_status: views.added(added), **own_views(request.session_hash)}
 
         @told(search_status)
-        def say_refused(left_out: dict) -> Iterator[dict]:
-            yield {search_status: views.message(" ".join(refusals(left_out)))}
+        def say_refused(left_out: dict, request: gr.Request) -> Iterator[dict]:
+            shows = {search_status: views.message(" ".join(refusals(left_out)))}
+            if isinstance(left_out, dict) and left_out.get("query") is True:  # a search, which has failed
+                service.forget_search(request.session_hash)
+                shows[found] = ""
+            yield shows
 
         def shown(hits: list[Hit], length: int) -> dict:
             return {found: views.hits(hits, length), search_status: views.heard(f"{len(hits)} pictures found")}
 
+        def searched(session: str, query: str | Upload, length: int) -> Iterator[dict]:
+            yield {found: "", search_status: ""}
+            try:
+                yield shown(service.search(session, query, length), length)
+            except SupersededError:  # by a search of which the page shows the hits
+                return
+
         @told(search_status)
         def search_text(text: str, length: int, request: gr.Request) -> Iterator[dict]:
-            yield {found: "", search_status: ""}
-            yield shown(service.search(request.session_hash, text, length), length)
+            yield from searched(request.session_hash, text, length)
 
         @told(search_status)
         def search_picture(path: str, length: int, request: gr.Request) -> Iterator[dict]:
-            yield {found: "", search_status: ""}
-            [upload] = read_and_delete(path)
-            yield shown(service.search(request.session_hash, upload, length), length)
+            with arrived(path) as [upload]:
+                yield from searched(request.session_hash, upload, length)
 
         @told(search_status)
         def rerank(typed: Any, request: gr.Request) -> Iterator[dict]:
@@ -200,7 +225,7 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
         def answer(
             text: str, ids: list[str], length: int, count: int, uncompressed: bool, talks: int, request: gr.Request
         ) -> Iterator[dict]:
-            yield {ask_status: "", costs: ""}
+            yield {ask_status: ""}
             stream = service.ask(
                 request.session_hash,
                 text,
@@ -216,10 +241,13 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
                     yield {
                         talk: views.conversation(exchange),
                         costs: views.comparison(exchange),
-                        **({question: "", ask_status: views.heard(views.completed(exchange))} if done else {}),
+                        **({ask_status: views.heard(views.completed(exchange))} if done else {}),
                     }
+            except AskedTwiceError:  # the answer to the first of the two is what the page shows
+                return
             except ConversationEndedError:  # the last that comes of it, whatever the page has not yet shown before
-                yield {talk: "", costs: "", ask_status: ""}
+                if not service.is_in_conversation(request.session_hash):  # the new one, which the page shows
+                    yield {talk: "", costs: ""}
 
         @told(ask_status)
         def forget(talks: int, request: gr.Request) -> Iterator[dict]:
@@ -241,17 +269,20 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
             yield {inside: views.looked(seen), look_status: views.heard(f"{seen.picture.title} is shown below")}
 
         own = [own_seen, own_asked, own_looked, remove]
+        in_browser = {"fn": None, "show_progress": "hidden", "api_visibility": "private"}
         quick = {"api_visibility": "private", "concurrency_limit": 4, "show_progress": "hidden"}
+        # Taken out of the widget here and at once: clearing it later would take out what has come meanwhile.
+        files.upload(inputs=files, outputs=files, js=browser.KEEP_ARRIVED, trigger_mode="multiple", **in_browser)
         files.upload(
             add,
             [files, refused],
-            [files, search_status, *own],
-            js=browser.given(2, x1=browser.REFUSED),
+            [search_status, *own],
+            js=browser.given(2, x0=browser.ARRIVED, x1=browser.REFUSED),
             show_progress_on=search_status,
             trigger_mode="multiple",  # a batch may come while the one before is compressed
             **shared,
         )
-        refuse.click(say_refused, refused, search_status, js=browser.given(1, x0=browser.REFUSED), **quick)
+        refuse.click(say_refused, refused, [search_status, found], js=browser.given(1, x0=browser.REFUSED), **quick)
         gr.on(
             [search.click, query.submit],
             search_text,
@@ -260,31 +291,40 @@ def build(service: Service, concurrency: int = 2) -> gr.Blocks:
             trigger_mode="always_last",
             **shared,
         )
-        like.upload(search_picture, [like, search_k], [found, search_status], **shared)
+        like.upload(search_picture, [like, search_k], [found, search_status], trigger_mode="always_last", **shared)
         search_k.change(
             rerank, search_k, [found, search_status, search_k], trigger_mode="always_last", preprocess=False, **quick
         )
-        remove.click(remove_own, None, [search_status, found, talk, costs, inside, *own], **quick)
+        remove.click(remove_own, None, [search_status, found, talk, costs, inside, *own], **quick).then(
+            js=browser.FOCUS_UPLOAD, **in_browser
+        )
         answering = gr.on(
             [ask.click, question.submit],
             answer,
             [question, chosen, ask_k, find, both, number],
-            [ask_status, talk, costs, question],
+            [ask_status, talk, costs],
             js=browser.given(6, x1=browser.ticked("#f2b-ask-pick"), x5=browser.CONVERSATION),
             show_progress_on=ask_status,
+            trigger_mode="multiple",  # the service puts them in order, and answers none twice
             **shared,
         )
         fresh.click(
-            forget, number, [talk, costs, ask_status], js=browser.given(1, x0=browser.NEXT_CONVERSATION), **quick
+            forget,
+            number,
+            [talk, costs, ask_status],
+            js=browser.given(1, x0=browser.NEXT_CONVERSATION),
+            trigger_mode="multiple",
+            **quick,
         ).then(drop_older, number, None, js=browser.given(1, x0=browser.CONVERSATION), **quick)
         look.click(
             look_inside,
             [chosen_one, look_k, texts],
             [inside, look_status],
             js=browser.given(3, x0=browser.ticked("#f2b-look-pick")),
+            trigger_mode="always_last",
             **shared,
         )
-        add_endpoints(service, concurrency)
+        add_endpoints(service, of_model)
         page.load(None, js=browser.PAGE)
 
         def leave(request: gr.Request) -> None:

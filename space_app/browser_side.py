@@ -1,6 +1,6 @@
 """What the page needs in the browser: its style, and the few lines of JavaScript that Gradio has nothing for."""
 
-from .service import MAX_ASKED
+from .checks import MAX_ASKED
 from .uploads import MAX_FILE_BYTES, MAX_FILES
 
 CSS = """
@@ -44,28 +44,42 @@ CSS = """
 @media (max-width: 640px) { #f2b-settings .form { flex-direction: column; } .f2b-table { font-size: 14px; } }
 .f2b-table thead, .f2b-table tbody, .f2b-table tr, .f2b-table th, .f2b-table td { border-left: 0; border-right: 0;
   border-top: 0; }
-.f2b-note { font-size: 13px; color: var(--body-text-color); }
+.f2b-note { font-size: 13px; color: var(--body-text-color); margin: 8px 0; }
+.f2b-saving { font-size: 17px; margin: 12px 0 0; color: var(--body-text-color); }
+.f2b-tries { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; font-size: 14px; margin: 0; }
+.f2b-tries .f2b-try { border: 1px solid var(--border-color-primary); border-radius: 16px; padding: 4px 12px; margin: 0;
+  background: var(--background-fill-secondary); color: var(--body-text-color); text-align: left; cursor: pointer;
+  font-size: 14px; font-weight: 400; line-height: 1.4; }
+.f2b-tries .f2b-try:hover { border-color: var(--color-accent); }
+.gradio-container :is(input, textarea, button, a):focus-visible { outline: 2px solid var(--color-accent) !important;
+  outline-offset: 2px !important; }
 footer .divider { display: none !important; }
 .f2b-figure { margin: 0; } .f2b-figure img { max-width: 100%; min-width: 192px; max-height: 320px; }
 """
 # Read out by a screen reader whenever its content changes.
-LIVE = "element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite')"
+LIVE = """element.setAttribute('role', 'status'); element.setAttribute('aria-live', 'polite');
+watch('value', () => element.querySelector('.f2b-alert')?.scrollIntoView({ block: 'nearest' }))"""
+ANSWERED = "watch('value', () => window.f2b.answered())"
 # Of pictures to choose from that come and go: those that stay stay ticked.
 KEEP_TICKS = "watch('value', () => window.f2b.tick())"
-# What the page remembers: the number of the conversation, and the files that are refused here, before they are sent,
-# so that good ones of the same choice are taken and large ones cost nobody any time.
+# What the page remembers: the number of the conversation, the files that have arrived and are not yet handed on, and
+# those that are refused here, before they are sent, so that good ones of the same choice are taken and large ones cost
+# nobody any time.
 _PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED) => {
-  const f2b = (window.f2b = { conversation: 0, refused: { count: 0, large: [] }, ticked: new Set() });
-  f2b.refusals = () => { const found = f2b.refused; f2b.refused = { count: 0, large: [] }; return found; };
+  const none = () => ({ count: 0, large: [], query: false });
+  const f2b = (window.f2b = { conversation: 0, arrived: [], refused: none(), ticked: new Set() });
+  f2b.refusals = () => { const found = f2b.refused; f2b.refused = none(); return found; };
+  const isQuery = (input) => !input.closest('#f2b-upload');
   const give = (input, files) => {
     const transfer = new DataTransfer();
     files.forEach((file) => transfer.items.add(file));
     input.files = transfer.files;
   };
-  const sift = (files) => {
+  const sift = (files, isQuery) => {
     let good = files.filter((file) => file.size <= MOST_BYTES);
     const large = files.filter((file) => file.size > MOST_BYTES).map((file) => [file.name, file.size]);
     f2b.refused.large = [...f2b.refused.large, ...large].slice(0, MOST_FILES);
+    f2b.refused.query ||= isQuery;
     if (good.length > MOST_FILES) { f2b.refused.count = good.length; good = []; }
     if (!good.length) document.querySelector('#f2b-refuse')?.click();
     return good;
@@ -73,20 +87,20 @@ _PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED) => {
   const isBad = (files) => files.length > MOST_FILES || files.some((file) => file.size > MOST_BYTES);
   document.addEventListener('change', (event) => {
     const input = event.target;
-    if (!input.matches('input[type=file]') || !isBad([...input.files])) return;
-    const good = sift([...input.files]);
+    if (!input.matches?.('input[type=file]') || !isBad([...input.files])) return;
+    const good = sift([...input.files], isQuery(input));
     give(input, good);
     if (!good.length) event.stopImmediatePropagation();
   }, true);
   const add = (files) => {
     const input = document.querySelector('#f2b-upload input[type=file]');
-    if (!input) return;
+    if (!input) { setTimeout(() => add(files), 200); return; }  // until the files before have arrived
     give(input, files);
     input.dispatchEvent(new Event('change', { bubbles: true }));
   };
   document.addEventListener('drop', (event) => {
     const files = [...(event.dataTransfer?.files ?? [])];
-    if (!event.target.closest('#f2b-upload') || !isBad(files)) return;
+    if (!event.target.closest?.('#f2b-upload') || !isBad(files)) return;
     event.preventDefault();
     event.stopImmediatePropagation();
     event.target.dispatchEvent(new DragEvent('dragleave', { bubbles: true }));
@@ -97,6 +111,16 @@ _PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED) => {
     const files = [...(event.clipboardData?.files ?? [])];
     if (files.length) add(files);
   });
+  const fill = (box, words) => { box.value = words; box.dispatchEvent(new Event('input', { bubbles: true })); };
+  const plain = (words) => words.split(/\\s+/).filter(Boolean).join(' ');
+  // A question leaves its box when it appears in the conversation; what was typed since stays.
+  f2b.answered = () => {
+    const turn = [...document.querySelectorAll('#f2b-talk .f2b-turn')].at(-1);
+    const box = document.querySelector('#f2b-question textarea');
+    if (!turn || !box || plain(box.value) !== plain(turn.querySelector('.f2b-question').textContent)) return;
+    fill(box, '');
+    turn.scrollIntoView({ block: 'nearest' });
+  };
   const boxes = () => [...document.querySelectorAll('#f2b-ask-pick input[type=checkbox]')];
   const count = () => {
     f2b.ticked = new Set(boxes().filter((one) => one.checked).map((one) => one.value));
@@ -107,10 +131,21 @@ _PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED) => {
     if (place && place.textContent !== words) place.textContent = words;
   };
   f2b.tick = () => { boxes().forEach((one) => { one.checked ||= f2b.ticked.has(one.value); }); count(); };
-  document.addEventListener('change', (event) => { if (event.target.closest('#f2b-ask-pick')) count(); });
+  document.addEventListener('change', (event) => { if (event.target.closest?.('#f2b-ask-pick')) count(); });
+  document.addEventListener('click', (event) => {
+    const one = event.target.closest?.('.f2b-try');
+    if (!one) return;
+    const { words, picture, box, button } = one.dataset;
+    if (picture) { boxes().forEach((tick) => { tick.checked = tick.value === picture; }); count(); }
+    fill(document.querySelector(`${box} textarea`), words);
+    setTimeout(() => document.querySelector(button).click());
+  });
 }"""
 PAGE = f"() => ({_PAGE})({MAX_FILE_BYTES}, {MAX_FILES}, {MAX_ASKED})"
 REFUSED = "window.f2b.refusals()"
+KEEP_ARRIVED = "(files) => { window.f2b.arrived.push(files); return null; }"
+ARRIVED = "window.f2b.arrived.shift() ?? null"
+FOCUS_UPLOAD = "() => { document.querySelector('#f2b-upload button')?.focus(); return []; }"
 CONVERSATION = "window.f2b.conversation"
 NEXT_CONVERSATION = "++window.f2b.conversation"
 

@@ -12,6 +12,8 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from fwd2bot.pipelines.rag_context import backbone_inputs
 
+from .uploads import VisitorError
+
 MAX_NEW_TOKENS = 48
 POLL_SECONDS = 0.1  # after which an answer notices that it is no longer wanted, also before the next token
 STEP_SECONDS = 120  # that a single token may take before the answer is given up
@@ -42,12 +44,16 @@ class Answer:
 
 
 def answer_from_summaries(
-    model: Any, processor: Any, prompt: str, summary: Any, stop: threading.Event
+    model: Any, processor: Any, prompt: str, summary: Any, stop: threading.Event, places: threading.Semaphore
 ) -> Iterator[Answer]:
     """Stream the answer to a prompt with a placeholder for each summary; when `stop` is set, it ends before its end.
 
+    Args:
+        places: at the model; one is held until the model is done, also with the step of an answer that was stopped.
+
     Raises:
-        ValueError: when prompt and answer are longer than the model reads, before any compute.
+        ValueError: when prompt and answer are longer than the model reads, before any compute; when a token takes
+            longer than `STEP_SECONDS`.
     """
     inputs = processor(text=[prompt], verbose=False).to(model.device)
     tokens = int(summary.lengths.sum())
@@ -58,18 +64,16 @@ def answer_from_summaries(
     def generate(**kwargs: Any) -> Any:
         return model.generate_from_summary(summary, **inputs, **kwargs)
 
-    yield from _stream(model, processor, start, generate, length, stop)
+    yield from _stream(model, processor, start, generate, length, stop, places)
 
 
 def answer_uncompressed(
-    model: Any, processor: Any, prompt: str, images: list[Any], stop: threading.Event
+    model: Any, processor: Any, prompt: str, images: list[Any], stop: threading.Event, places: threading.Semaphore
 ) -> Iterator[Answer]:
-    """Stream the bare backbone's answer to the same prompt, with the pictures in full; `stop` ends it early.
+    """Stream the bare backbone's answer to the same prompt, with the pictures in full.
 
-    The time to the first token has the vision tower in it, as it is run for every question.
-
-    Raises:
-        ValueError: when prompt and answer are longer than the model reads, before any compute.
+    The time to the first token has the vision tower in it, as it is run for every question. The rest is as in
+    `answer_from_summaries`.
     """
     inputs = backbone_inputs(processor, prompt, images).to(model.device, model.dtype)
     tokens = int((inputs["input_ids"] == model.image_token_id).sum())
@@ -80,7 +84,7 @@ def answer_uncompressed(
     def generate(**kwargs: Any) -> Any:
         return model.generate_uncompressed(**inputs, **kwargs)
 
-    yield from _stream(model, processor, start, generate, length, stop)
+    yield from _stream(model, processor, start, generate, length, stop, places)
 
 
 def check_length(model: Any, length: int) -> None:
@@ -118,7 +122,10 @@ class _TimedStreamer(TextIteratorStreamer):
                 text = self.text_queue.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 if time.monotonic() > give_up:
-                    raise
+                    raise VisitorError(
+                        f"No word came within {STEP_SECONDS} seconds, so the answer was given up. Ask again later, or "
+                        "about fewer pictures."
+                    ) from None
                 continue
             if text == self.stop_signal:
                 break
@@ -127,7 +134,13 @@ class _TimedStreamer(TextIteratorStreamer):
 
 
 def _stream(
-    model: Any, processor: Any, answer: Answer, generate: Callable[..., Any], length: int, stop: threading.Event
+    model: Any,
+    processor: Any,
+    answer: Answer,
+    generate: Callable[..., Any],
+    length: int,
+    stop: threading.Event,
+    places: threading.Semaphore,
 ) -> Iterator[Answer]:
     """Run `generate` in a thread of its own and follow it; a consumer that stops listening stops it."""
     streamer, left, result = _TimedStreamer(processor.tokenizer, stop), threading.Event(), {}
@@ -137,24 +150,28 @@ def _stream(
 
     def run() -> None:
         try:
-            result["output"] = generate(
-                streamer=streamer,
-                max_new_tokens=MAX_NEW_TOKENS,
-                do_sample=False,
-                return_dict_in_generate=True,
-                stopping_criteria=StoppingCriteriaList([stopped]),
-            )
+            with places:  # which one that was stopped may hold for the rest of its step
+                if left.is_set() or stop.is_set():
+                    return
+                streamer.begin = time.perf_counter()
+                result["output"] = generate(
+                    streamer=streamer,
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    do_sample=False,
+                    return_dict_in_generate=True,
+                    stopping_criteria=StoppingCriteriaList([stopped]),
+                )
         except BaseException as error:  # told by the thread that listens
             result["error"] = error
             streamer.end()
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=run, daemon=True, name="answer")
     thread.start()
     try:
         for text in streamer:
             answer = replace(answer, text=answer.text + text, first_token_seconds=streamer.first)
             yield answer
-        if stop.is_set():  # the thread ends with the step that it is at
+        if stop.is_set():  # the thread ends with the step that it is at, and frees its place then
             return
         thread.join()
     finally:

@@ -7,20 +7,21 @@ from typing import Any
 
 import gradio as gr
 
+from .checks import check_ids
 from .comparison import Answer
 from .inputs import sent
 from .service import Service
-from .uploads import VisitorError, read_and_delete
+from .uploads import VisitorError, arrived
 
 logger = logging.getLogger(__name__)
 
 
-def add_endpoints(service: Service, concurrency: int) -> None:
-    """Add the endpoints to the page that is being built."""
-    shared = {"concurrency_id": "model", "concurrency_limit": concurrency}
+def add_endpoints(service: Service, shared: dict[str, Any]) -> None:
+    """Add the endpoints to the page that is being built; `shared` are options of all events that need the model."""
 
     def compress(picture: str, num_summary_tokens: int, request: gr.Request) -> dict[str, Any]:
-        added = service.add(request.session_hash, read_and_delete(picture))
+        with arrived(picture) as uploads:
+            added = service.add(request.session_hash, uploads)
         if added.problems:
             raise VisitorError(added.problems[0])
         [made] = added.pictures or [picture for _, picture in added.again]
@@ -48,15 +49,23 @@ def add_endpoints(service: Service, concurrency: int) -> None:
         request: gr.Request,
     ) -> dict[str, Any]:
         uncompressed, fresh = switched("uncompressed", uncompressed), switched("fresh", fresh)
+        pictures, find = check_ids([] if pictures is None else pictures), whole("find", find)
+        if not pictures and not find:
+            raise VisitorError("No picture is chosen. Give ids in pictures, or in find how many shall be found.")
+        if pictures and find > 0:
+            raise VisitorError(
+                f"pictures has {len(pictures)} and find is {find}: only one of the two goes. Give pictures=[] or "
+                "find=0."
+            )
         if fresh:
             service.new_conversation(request.session_hash)
         exchange = None
         for exchange in service.ask(  # noqa: B007  (the last one counts)
             request.session_hash,
             question,
-            [] if pictures is None else pictures,
+            pictures,
             _length(service, num_summary_tokens),
-            find=whole("find", find),
+            find=find,
             uncompressed=uncompressed,
         ):
             pass
@@ -71,6 +80,8 @@ def add_endpoints(service: Service, concurrency: int) -> None:
     # Numbers as they come: Gradio would fail on a word before this page can say what is wrong.
     k = gr.Number(value=0, label="num_summary_tokens", visible=False)
     one = sent(gr.File(label="picture", visible=False))
+    # In the examples of the API page; Gradio's own is an address, and of a PDF.
+    one.example_payload = lambda: {"path": "photo.jpg", "meta": {"_type": "gradio.FileData"}}
     words = gr.Textbox(label="text", visible=False)
     number = gr.Number(value=5, label="count", visible=False)
     finding = gr.Number(value=0, label="find", visible=False)

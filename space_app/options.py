@@ -93,7 +93,7 @@ def load_service(options: SpaceOptions) -> Service:
         collection: Shipped | StoreCollection = Shipped(gallery())
     else:
         collection = StoreCollection(open_store(options.store, model, processor))
-    service = Service(model, processor, collection, english_only=_is_embedded(model))
+    service = Service(model, processor, collection, is_embedded=_is_embedded(model))
     service.warm_up()
     return service
 

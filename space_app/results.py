@@ -28,7 +28,7 @@ class Exchange:
 
     Args:
         note: why there is no uncompressed answer, where there is none.
-        complete: whether nothing more comes.
+        complete: whether nothing more comes. remark: a word on where the question stands in the conversation.
     """
 
     question: str
@@ -38,6 +38,7 @@ class Exchange:
     note: str | None = None
     earlier: tuple[Turn, ...] = ()
     complete: bool = False
+    remark: str = ""
 
 
 @dataclass(frozen=True)

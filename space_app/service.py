@@ -1,10 +1,8 @@
 """What the Space does, without its page: a visitor's pictures, searching, asking, looking inside. Plain Python."""
 
 import threading
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -13,17 +11,17 @@ from fwd2bot import Fwd2BotSummary
 from fwd2bot.pipelines.answer_inputs import question_prompt
 from fwd2bot.training.attention_maps import attention_maps
 
+from .checks import MAX_ASKED, check_ids, check_number, check_text
 from .collection import Hit, Shipped, StoreCollection
 from .comparison import STORED, Answer, answer_from_summaries, answer_uncompressed
 from .results import Added, Exchange, Look
-from .uploads import Upload, VisitorError, check_count, decode, encode, shown_name
+from .uploads import MAX_FILES, Upload, VisitorError, check_count, decode, encode, shown_name
 from .visitors import MAX_TURNS, Conversation, ConversationEndedError, Picture, Turn, Visitor, Visitors
 
+CONCURRENCY = 2
 BATCH_SIZE = 8
-MAX_TEXT = 1000  # characters of a query or a question
 MAX_TEXTS = 10
 MAX_HITS = 50
-MAX_ASKED = 5  # pictures of one question
 MAX_NUMBER = 2**31  # of a conversation
 
 
@@ -33,12 +31,22 @@ class Service:
     Args:
         model, processor: a whole Fwd2Bot, in evaluation mode.
         collection: the pictures that every visitor sees.
-        english_only: refuse questions in another script, which this checkpoint has never seen.
+        is_embedded: whether the checkpoint is that inside the package, which was trained on English and on single
+            questions: questions in another script are refused, and follow-ups get a word of warning.
+        concurrency: how many run the model at once.
     """
 
-    def __init__(self, model: Any, processor: Any, collection: Shipped | StoreCollection, english_only: bool = False):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        collection: Shipped | StoreCollection,
+        is_embedded: bool = False,
+        concurrency: int = CONCURRENCY,
+    ):
         self.model, self.processor, self.collection = model, processor, collection
-        self.english_only = english_only
+        self.is_embedded = is_embedded
+        self.concurrency, self._places = concurrency, threading.BoundedSemaphore(concurrency)
         self.visitors = Visitors()
         collection.prepare(self)
 
@@ -69,8 +77,7 @@ class Service:
             raise VisitorError("No file came. Choose at least one picture.")
         check_count(len(uploads))
         with self.visitors.visit(session) as visitor:
-            visitor.check_room(len(uploads))
-            added, read = Added(), {}
+            added, read, left_out = Added(), {}, 0
             for number, upload in enumerate(uploads, 1):
                 name = shown_name(upload.name)
                 try:
@@ -78,18 +85,25 @@ class Service:
                 except VisitorError as error:
                     added.problems.append(str(error))
                 else:
-                    here = next((one for one in list(visitor.pictures.values()) if one.jpeg == jpeg), None)
+                    here = visitor.same(jpeg)
                     if here is not None:
                         added.again.append((name, here))
                     elif jpeg in read:
                         added.problems.append(f"“{name}” is the same picture as “{read[jpeg]}”, and is taken once.")
-                    else:
+                    elif len(read) < visitor.room:
                         read[jpeg] = name
+                    else:
+                        left_out += 1
                 if len(read) == BATCH_SIZE or number == len(uploads) and read:
-                    added.pictures += self._compress_own(visitor, [(name, jpeg) for jpeg, name in read.items()])
+                    left_out += self._compress_own(visitor, [(name, jpeg) for jpeg, name in read.items()], added)
                     read = {}
                 if progress is not None:
                     progress(number, len(uploads))
+            if left_out:
+                added.problems.append(
+                    f"Not added, for want of room: {left_out}. At most {MAX_FILES} pictures of yours are kept. Remove "
+                    "them, or choose fewer."
+                )
             return added
 
     def own(self, session: str) -> list[Picture]:
@@ -101,29 +115,36 @@ class Service:
         with self.visitors.visit(session, keep=False) as visitor:
             with visitor.lock:
                 visitor.pictures.clear()
-                visitor.query = None
+            visitor.begin_search()
             visitor.begin_conversation()
 
     def compress(self, images: list[Any]) -> Fwd2BotSummary:
         """Summaries of pictures at the largest length, on the CPU."""
         inputs = self.processor.process_images(images).to(self.model.device)
-        return self.model.compress(**inputs, num_summary_tokens=self.max_length).to("cpu")
+        with self._places:
+            return self.model.compress(**inputs, num_summary_tokens=self.max_length).to("cpu")
 
-    def _compress_own(self, visitor: Visitor, read: list[tuple[str, bytes]]) -> list[Picture]:
+    def _compress_own(self, visitor: Visitor, read: list[tuple[str, bytes]], added: Added) -> int:
+        """Compress and keep; returns how many found no room, since another upload has taken it meanwhile."""
         # From what is kept, so that the answer without compression is about the same pixels.
         images = [Picture("", title, "", jpeg, None).image() for title, jpeg in read]
-        return [
-            visitor.add(title, jpeg, summary)
-            for (title, jpeg), summary in zip(read, self.compress(images), strict=True)
-        ]
+        left_out = 0
+        for (title, jpeg), summary in zip(read, self.compress(images), strict=True):
+            if (picture := visitor.add(title, jpeg, summary)) is not None:
+                added.pictures.append(picture)
+            elif (picture := visitor.same(jpeg)) is not None:
+                added.again.append((title, picture))
+            else:
+                left_out += 1
+        return left_out
 
     def _find(self, visitor: Visitor, ids: Sequence[str]) -> list[Picture]:
         found = [visitor.pictures.get(one) or self.collection.get(one) for one in ids]
         missing = [one for one, picture in zip(ids, found, strict=True) if picture is None]
         if missing:
             raise VisitorError(
-                f"The picture {shown_name(missing[0])!r} is no longer here: what you bring is forgotten when the page "
-                "is closed or silent for long. Add it again, or choose another one."
+                f"There is no picture {shown_name(missing[0])!r} in this session. What is brought is forgotten when "
+                "the page or the client is closed, or silent for long: add it again, or choose another one."
             )
         return found
 
@@ -139,19 +160,23 @@ class Service:
 
         Raises:
             VisitorError: for an empty, too long or unreadable query, or numbers out of range.
+            SupersededError: with `keep`, when the visitor has begun another search meanwhile.
         """
-        with self.visitors.visit(session, keep=False) as visitor:
-            visitor.query = None
-        self._check_length(length)
-        self._check_count("top_k", top_k, 1, MAX_HITS)
-        if isinstance(query, Upload):
-            made = self.compress([decode(query)])
-        else:
-            made = self._compress_texts([self._check_text(query, "query")])
         with self.visitors.visit(session, keep) as visitor:
+            number = visitor.begin_search() if keep else 0
+            self._check_length(length)
+            check_number("top_k", top_k, 1, MAX_HITS)
+            if isinstance(query, Upload):
+                made = self.compress([decode(query)])
+            else:
+                made = self._compress_texts([self._check_text(query, "query")])
             if keep:
-                visitor.query = made
+                visitor.end_search(number, made)
             return self._rank(visitor, made, length, top_k)
+
+    def forget_search(self, session: str) -> None:
+        with self.visitors.visit(session, keep=False) as visitor:
+            visitor.begin_search()
 
     def rerank(self, session: str, length: int, top_k: int = 6) -> list[Hit]:
         """The last search at another length, without the model: a prefix of a summary is the shorter summary."""
@@ -174,7 +199,8 @@ class Service:
 
     def _compress_texts(self, texts: list[str]) -> Fwd2BotSummary:
         inputs = self.processor.process_texts(texts, truncation=True).to(self.model.device)
-        return self.model.compress(**inputs, num_summary_tokens=self.max_length).to("cpu")
+        with self._places:
+            return self.model.compress(**inputs, num_summary_tokens=self.max_length).to("cpu")
 
     # Ask
 
@@ -200,21 +226,23 @@ class Service:
         Raises:
             VisitorError: for an empty question, no picture, too many, one that is not here, or pictures together with
                 `find`, before any compute.
+            AskedTwiceError: when the same question is being answered already.
             ConversationEndedError: when a new conversation has begun, or begins while the answer is made.
         """
         question = self._check_text(question, "question")
         self._check_length(length)
-        self._check_count("find", find, 0, MAX_ASKED)
-        self._check_count("number", number, 0, MAX_NUMBER)
-        ids = self._check_ids(ids)
+        check_number("find", find, 0, MAX_ASKED)
+        check_number("number", number, 0, MAX_NUMBER)
+        ids = check_ids(ids)
         if not ids and not find:
             raise VisitorError("No picture is chosen. Tick one below, or let the question find the pictures.")
         if ids and find:
             raise VisitorError(
-                f"You have chosen {len(ids)} pictures, and the question shall find {find} more. Untick yours, or set "
-                "the number of pictures to find to 0."
+                f"Pictures are chosen ({len(ids)}), and the question shall find some ({find}): only one of these "
+                "goes. Untick yours, or set the number of pictures to find to 0."
             )
-        with self.visitors.visit(session) as visitor, visitor.answering(number) as stop:
+        asked = (question, ids, length, find, uncompressed, number)
+        with self.visitors.visit(session) as visitor, visitor.answering(number, asked) as stop:
             talk = visitor.conversation
             if find:
                 goes_on = talk.turns and talk.found == find
@@ -223,9 +251,30 @@ class Service:
             with visitor.lock:  # a new conversation may have begun meanwhile, and is not to be replaced
                 if stop.is_set():
                     raise ConversationEndedError
+                remark = self._remark(talk, ids, find)
                 if (talk.pictures, talk.found) != (ids, find) or len(talk.turns) >= MAX_TURNS:
                     talk = visitor.conversation = Conversation(ids, find)
-            yield from self._answer(talk, question, pictures, length, uncompressed, stop)
+            yield from self._answer(talk, question, pictures, length, uncompressed, stop, remark)
+
+    def _remark(self, talk: Conversation, ids: tuple[str, ...], find: int) -> str:
+        """What a question of these pictures means for the conversation."""
+        if not talk.turns:
+            return ""
+        if (talk.pictures, talk.found) != (ids, find):
+            return "A new conversation, since the pictures are others."
+        if len(talk.turns) >= MAX_TURNS:
+            return f"A new conversation, since the one before had {MAX_TURNS} questions."
+        if self.is_embedded:
+            return (
+                "This small model was trained on single questions: from the second one on its answers are often "
+                "wrong. New conversation asks afresh."
+            )
+        return ""
+
+    def is_in_conversation(self, session: str) -> bool:
+        """Whether something was said to a visitor that stands, or an answer is awaited."""
+        with self.visitors.visit(session, keep=False) as visitor:
+            return visitor.is_in_conversation
 
     def new_conversation(self, session: str, number: int = 0) -> None:
         """Forget the conversation, and end an answer that is being made.
@@ -233,7 +282,7 @@ class Service:
         Args:
             number: of the new conversation, from 1 on. A question of one before it that arrives later is not answered.
         """
-        self._check_count("number", number, 0, MAX_NUMBER)
+        check_number("number", number, 0, MAX_NUMBER)
         with self.visitors.visit(session, keep=number > 0) as visitor:
             visitor.begin_conversation(number)
 
@@ -251,15 +300,18 @@ class Service:
         length: int,
         uncompressed: bool,
         stop: threading.Event,
+        remark: str,
     ) -> Iterator[Exchange]:
         summary = Fwd2BotSummary.cat([picture.summary for picture in pictures]).truncate(length)
         earlier = tuple(talk.turns)
-        exchange = Exchange(question, pictures, Answer(), earlier=earlier)
+        exchange = Exchange(question, pictures, Answer(), earlier=earlier, remark=remark)
         prompt = self._prompt(question, [(turn.question, turn.answer.text) for turn in earlier], len(pictures))
         try:
-            for answer in answer_from_summaries(self.model, self.processor, prompt, summary, stop):
+            for answer in answer_from_summaries(self.model, self.processor, prompt, summary, stop, self._places):
                 exchange = replace(exchange, summary=answer)
                 yield exchange
+        except VisitorError:
+            raise
         except ValueError as error:
             raise VisitorError(f"{error} Begin a new conversation, or choose fewer pictures.") from error
         if uncompressed and not stop.is_set():
@@ -267,7 +319,7 @@ class Service:
                 images = [picture.image() for picture in pictures]
                 said = [(one.question, _said_uncompressed(one)) for one in earlier]
                 prompt = self._prompt(question, said, len(pictures))
-                for answer in answer_uncompressed(self.model, self.processor, prompt, images, stop):
+                for answer in answer_uncompressed(self.model, self.processor, prompt, images, stop, self._places):
                     exchange = replace(exchange, uncompressed=answer)
                     yield exchange
             except ValueError as error:  # too long, or an original out of reach: the first answer stands
@@ -305,16 +357,15 @@ class Service:
             texts = [picture.text, *texts]
         image, maps, note = picture.image(), None, None
         try:
-            maps = attention_maps(self.model, self.processor, image, num_summary_tokens=length)
+            with self._places:
+                maps = attention_maps(self.model, self.processor, image, num_summary_tokens=length)
         except ValueError as error:
             note = str(error)
         closeness = []
         if texts:
             scores = self.embed(self._compress_texts(texts), length) @ self.embed(picture.summary, length)[0]
             closeness = sorted(zip(texts, scores.tolist(), strict=True), key=lambda pair: -pair[1])
-        inputs = self.processor.process_images([image])
-        tokens = int((inputs["input_ids"] == self.model.image_token_id).sum())
-        width = self.model.summary_projector.out_features
+        tokens, width = self.image_tokens(image), self.model.summary_projector.out_features
         return Look(
             picture,
             maps,
@@ -325,45 +376,18 @@ class Service:
             len(encode(image, 75)),
         )
 
+    def image_tokens(self, image: Any) -> int:
+        """As how many tokens the model reads a picture without compression."""
+        return int((self.processor.process_images([image])["input_ids"] == self.model.image_token_id).sum())
+
     # Checks
 
     def _check_length(self, length: Any) -> None:
         if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= self.max_length:
             raise VisitorError(f"The length k must be a whole number from 1 to {self.max_length}, not {length!r}.")
 
-    def _check_count(self, name: str, number: Any, low: int, high: int) -> None:
-        if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
-            raise VisitorError(f"{name} must be a whole number from {low} to {high}, not {number!r}.")
-
-    def _check_ids(self, ids: Any) -> tuple[str, ...]:
-        """The ids of pictures, each once."""
-        if not isinstance(ids, (list, tuple)) or not all(isinstance(one, str) for one in ids):
-            raise VisitorError(f'pictures must be a list of ids such as ["gallery-43"], not {shorten(repr(ids), 60)}.')
-        if len(ids) > MAX_ASKED:
-            raise VisitorError(f"{len(ids)} pictures are too many for one question; choose 1 to {MAX_ASKED}.")
-        return tuple(dict.fromkeys(ids))
-
     def _check_text(self, text: Any, what: str) -> str:
-        if text is not None and not isinstance(text, str):
-            raise VisitorError(f"The {what} must be text, not {shorten(repr(text), 60)}.")
-        if not text or not text.strip():
-            raise VisitorError(f"The {what} is empty. Write at least one word.")
-        text = " ".join("".join(one if one.isprintable() else " " for one in text).split())
-        if len(text) > MAX_TEXT:
-            raise VisitorError(f"The {what} has {len(text)} characters; at most {MAX_TEXT} are read. Shorten it.")
-        letters = [one for one in text if one.isalpha()]
-        latin = [one for one in letters if unicodedata.name(one, "").startswith("LATIN")]
-        if self.english_only and 2 * len(latin) < len(letters):
-            example = "How many carrots are in the picture?" if what == "question" else "two snowmen on a blue field"
-            raise VisitorError(
-                f"This checkpoint has read simple English only, and nothing in the script of this {what}. Write it in "
-                f"English, such as “{example}”, or start the Space with a checkpoint that knows your language."
-            )
-        if self.processor.image_token in text:
-            raise VisitorError(
-                f"The {what} holds {self.processor.image_token!r}, which marks a picture. Leave it out."
-            )
-        return text
+        return check_text(text, what, self.processor.image_token, latin_only=self.is_embedded)
 
 
 def _said_uncompressed(turn: Turn) -> str:

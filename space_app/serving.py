@@ -1,5 +1,6 @@
 """Starting the web server of the Space."""
 
+import gc
 import os
 import signal
 import sys
@@ -11,13 +12,14 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from .app import build, build_failed
+from .app import MODEL, build, build_failed
 from .browser_side import CSS
 from .gate import Arrivals, Gate, own_uploads
 from .options import SpaceOptions, load_service
 from .service import Service
 from .sweeping import Sweeper
 from .uploads import MAX_FILE_BYTES, MAX_FILES
+from .waiting import bound_waiting
 
 HEARTBEAT_SECONDS = 5  # after which a closed page is noticed
 MAX_WAITING = 100  # in the queue; more are told to come back
@@ -60,6 +62,7 @@ class RunningSpace:
         self.service, arrivals = service, Arrivals()
         self.page = build_failed(reason) if service is None else build(service)
         self.page.queue(default_concurrency_limit=4, max_size=MAX_WAITING, api_open=False)
+        bound_waiting(self.page, MODEL)
         _, self.url, _ = self.page.launch(
             server_name=host,
             server_port=port,
@@ -122,7 +125,10 @@ def serve(options: SpaceOptions, host: str | None = None, port: int | None = Non
         service = load_service(options.or_environment())
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
-        print(f"error: {reason}", file=sys.stderr)
+        print(f"error: {reason} The Space is served all the same, and says this and nothing else.", file=sys.stderr)
+    # What is there from the start stays: without the model and the libraries a collection takes no time.
+    gc.collect()
+    gc.freeze()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # which leaves the block below, and its folder is deleted
     with RunningSpace(service, reason, host, port) as space:
         print(f"The Space is at {space.url} (Ctrl-C ends it)", flush=True)

@@ -32,11 +32,8 @@ class Sweeper:
 
     def __init__(self, page: Any, service: Service, uploads: Path, arrivals: Arrivals):
         self.page, self.service, self.uploads, self.arrivals = page, service, uploads, arrivals
-        # What is there from the start stays: without the model and the libraries a collection takes no time.
-        gc.collect()
-        gc.freeze()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True, name="sweeper")
         self._thread.start()
 
     def sweep(self) -> None:
@@ -104,7 +101,6 @@ class Sweeper:
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
-        gc.unfreeze()
 
     def _run(self) -> None:
         while not self._stop.wait(SWEEP_SECONDS):

@@ -1,5 +1,7 @@
 """Pictures of visitors: limited, decoded with care, and encoded anew, so that nothing of the file itself is kept."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,34 +26,46 @@ class VisitorError(ValueError):
 
 @dataclass(frozen=True)
 class Upload:
-    """A file as it came: the name that the visitor gave it, and its content; of one that is too large, its size."""
+    """A file as it came: the name that the visitor gave it, and its content, or where on the disk that is."""
 
     name: str
-    content: bytes
-    size: int = 0
+    content: bytes = b""
+    path: Path | None = None
+
+    def read(self) -> bytes:
+        """The content; a file on the disk is deleted with that, and not read where it is too large.
+
+        Raises:
+            VisitorError: for one that is empty, too large, or gone: read before, or left lying for too long.
+        """
+        name = shown_name(self.name)
+        try:
+            size = len(self.content) if self.path is None else self.path.stat().st_size
+            check_size(name, size)
+            if not size:
+                raise VisitorError(f"“{name}” is empty. Choose another file.")
+            return self.content if self.path is None else self.path.read_bytes()
+        except FileNotFoundError as error:
+            raise VisitorError(f"“{name}” is no longer here, choose it again.") from error
+        finally:
+            if self.path is not None:
+                self.path.unlink(missing_ok=True)
 
 
-def read_and_delete(paths: list[str] | str | None) -> list[Upload]:
-    """The files that the web server has put on the disk, which are deleted whether or not they can be used.
+@contextmanager
+def arrived(paths: list[str] | str | None) -> Iterator[list[Upload]]:
+    """The files that the web server has put on the disk, each read when it is its turn; none outlives the block.
 
     Raises:
-        VisitorError: for too many, or one that is gone: read before, or left lying for too long.
+        VisitorError: for too many.
     """
     paths = [Path(path) for path in ([paths] if isinstance(paths, str) else paths or [])]
     try:
         check_count(len(paths))
-        return [_read(path) for path in paths]
-    except FileNotFoundError as error:
-        name = shown_name(str(error.filename))
-        raise VisitorError(f"“{name}” is no longer here, choose it again.") from error
+        yield [Upload(path.name, path=path) for path in paths]
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> Upload:
-    size = path.stat().st_size
-    return Upload(path.name, b"" if size > MAX_FILE_BYTES else path.read_bytes(), size)
 
 
 def check_count(count: int) -> None:
@@ -68,7 +82,11 @@ def check_size(name: str, size: int) -> None:
 
 
 def refusals(found: Any) -> list[str]:
-    """What there is to say of the files that the page itself has refused: their number, or name and size of each."""
+    """What there is to say of the files that the page itself has refused: their number, or name and size of each.
+
+    Args:
+        found: as the page sends it: `{"count": …, "large": [[name, size], …]}`.
+    """
     found = found if isinstance(found, dict) else {}
     count, large = found.get("count"), found.get("large")
     checks = [(check_count, (count,))] if type(count) is int else []
@@ -88,16 +106,15 @@ def decode(upload: Upload) -> Image.Image:
     """The picture of a file as RGB, at most `MAX_SIDE` pixels high and wide.
 
     Raises:
-        VisitorError: for a file that is empty, too large, no picture, damaged, or of too many pixels.
+        VisitorError: for a file that is gone, empty, too large, no picture, damaged, or of too many pixels.
     """
-    name = shown_name(upload.name)
-    check_size(name, max(upload.size, len(upload.content)))
-    if not upload.content:
-        raise VisitorError(f"“{name}” is empty. Choose another file.")
+    name, content = shown_name(upload.name), upload.read()
     try:
-        picture = load_image(upload.content, max_pixels=MAX_PIXELS, formats=FORMATS)
+        picture = load_image(content, max_pixels=MAX_PIXELS, formats=FORMATS)
     except ValueError as error:
         reason = str(error).removeprefix("An image (bytes) ")
+        if isinstance(error.__cause__, Image.DecompressionBombError):  # whose words speak of Pillow's own limit
+            reason = f"has far too many pixels; allowed are 1 to {MAX_PIXELS:,} in all. Resize it first."
         raise VisitorError(f"“{name}” {reason}") from error
     picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     return picture

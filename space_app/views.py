@@ -62,15 +62,18 @@ def image(jpeg: bytes | None, alt: str) -> str:
     return f'<img src="data:image/jpeg;base64,{data}" alt="{text(alt)}">'
 
 
-def tiles(pictures: Sequence[Picture], legend: str, group: str, kind: str | None = None) -> str:
-    """Pictures to look at, or, with `kind` "checkbox" or "radio", to choose from."""
+def tiles(
+    pictures: Sequence[Picture], legend: str, group: str, kind: str | None = None, chosen: str | None = None
+) -> str:
+    """Pictures to look at, or, with `kind` "checkbox" or "radio", to choose from; `chosen` is the id of one."""
     if not pictures:
         return ""
     if kind is None:
         items = [f"<li>{image(one.thumbnail, one.text)}<span>{text(one.title)}</span></li>" for one in pictures]
         return f'<h3>{text(legend)}</h3><ul class="f2b-tiles">{"".join(items)}</ul>'
     items = [
-        f'<label><input type="{kind}" name="{group}" value="{text(one.id)}" aria-label="{text(one.name)}">'
+        f'<label><input type="{kind}" name="{group}" value="{text(one.id)}" aria-label="{text(one.name)}"'
+        f"{' checked' if one.id == chosen else ''}>"
         f"{image(one.thumbnail, '')}<span>{text(one.title)}</span></label>"
         for one in pictures
     ]
@@ -78,6 +81,22 @@ def tiles(pictures: Sequence[Picture], legend: str, group: str, kind: str | None
         f'<fieldset class="f2b-choose"><legend>{text(legend)}</legend><div class="f2b-tiles">{"".join(items)}</div>'
         "</fieldset>"
     )
+
+
+def tries(examples: Sequence[tuple[str, str | None]], box: str, button: str) -> str:
+    """Examples that one click asks: each a text, and the id of the picture that it is about.
+
+    Args:
+        box, button: selectors of the text field and of the button that takes what is in it.
+    """
+    if not examples:
+        return ""
+    items = [
+        f'<button type="button" class="f2b-try" data-words="{text(words)}" data-picture="{text(picture or "")}" '
+        f'data-box="{box}" data-button="{button}">{text(words)}</button>'
+        for words, picture in examples
+    ]
+    return f'<div class="f2b-tries"><span>Try</span>{"".join(items)}</div>'
 
 
 def hits(found: Sequence[Hit], length: int) -> str:
@@ -114,6 +133,8 @@ def conversation(exchange: Exchange) -> str:
         other = f"no uncompressed answer: {exchange.note}"
     else:
         other = None if exchange.summary.done else "…"
+    if exchange.remark:
+        rows.append(f'<p class="f2b-note">{text(exchange.remark)}</p>')
     rows.append(_turn(exchange.question, said(exchange.summary), other))
     return f'<h3>About</h3><ul class="f2b-tiles f2b-small">{about}</ul>{"".join(rows)}'
 
@@ -144,11 +165,21 @@ def comparison(exchange: Exchange) -> str:
         ),
         _compared("cache of the prompt", one, other, "cache_bytes", size),
     ]
-    return (
+    table = (
         '<table class="f2b-table"><caption>What the last answer cost. Bytes at two a number; the cache holds keys '
         "and values.</caption><thead><tr><td></td><th scope=col>from the sum&shy;maries</th>"
         f"<th scope=col>uncom&shy;pressed</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
-        + _why_later(one, other)
+    )
+    return _saving(one, other) + table + _why_later(one, other)
+
+
+def _saving(one: Answer, other: Answer | None) -> str:
+    """The comparison in a line."""
+    if other is None or not one.image_tokens or other.image_tokens <= one.image_tokens:
+        return ""
+    return (
+        f'<p class="f2b-saving">{one.image_tokens} tokens stand for what are {other.image_tokens} uncompressed: '
+        f"<b>{other.image_tokens / one.image_tokens:.3g} times less</b> to store and to read.</p>"
     )
 
 
@@ -159,10 +190,9 @@ def _why_later(one: Answer, other: Answer | None) -> str:
     if one.first_token_seconds <= other.first_token_seconds:
         return ""
     return (
-        f'<p class="f2b-note">Here the first token came later from the summaries: leaving out '
-        f"{other.image_tokens - one.image_tokens} image tokens saves this model only a little time, the adapters take "
-        "some of it back, and what else the machine does counts for more. The more image tokens and the larger the "
-        "model, the more is saved.</p>"
+        '<p class="f2b-note">Here the first token came later from the summaries, although '
+        f"{other.image_tokens - one.image_tokens} tokens were left out. A time is of this one answer, with whatever "
+        "else the machine did; tokens, bytes and cache are the same each time.</p>"
     )
 
 

@@ -16,7 +16,7 @@ from .uploads import MAX_FILES, VisitorError, encode
 MAX_VISITORS = 100
 IDLE_SECONDS = 30 * 60
 MAX_TURNS = 20
-STOP_SECONDS = 5  # that an answer which is no longer wanted may take to end
+POLL_SECONDS = 0.05  # after which a question that waits for the one before notices that it is no longer wanted
 THUMBNAIL = 192  # pixels
 
 
@@ -72,6 +72,34 @@ class ConversationEndedError(VisitorError):
         super().__init__("A new conversation was begun before this answer was complete. Ask again.")
 
 
+class AskedTwiceError(VisitorError):
+    """The same question again, such as by a second click, while its answer is still being made or waits."""
+
+    def __init__(self) -> None:
+        super().__init__("This question is being answered already. Wait for its answer.")
+
+
+class SupersededError(VisitorError):
+    """The visitor has begun another search, or removed the pictures, before the hits of this one were there."""
+
+    def __init__(self) -> None:
+        super().__init__("Another search was begun before this one was complete.")
+
+
+@dataclass(eq=False)
+class Answering:
+    """An answer that is being made, or waits for those before it.
+
+    Args:
+        asked: what was asked, to know it again. stop: set when nobody wants it any more. ended: set when nothing more
+            comes of it.
+    """
+
+    asked: Any
+    stop: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
 @dataclass
 class Turn:
     """A question, and its `Answer` from the summaries and uncompressed."""
@@ -106,50 +134,89 @@ class Visitor:
     made: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     number: int = 0  # of the conversation, as the page counts them
-    running: dict[threading.Event, threading.Event] = field(default_factory=dict)  # of answers: stop, and has ended
+    searches: int = 0  # so many have begun
+    running: list[Answering] = field(default_factory=list)  # in the order in which they came
 
     @contextmanager
-    def answering(self, number: int) -> Iterator[threading.Event]:
-        """Yields what is set when the answer made within the block is no longer wanted.
+    def answering(self, number: int, asked: Any) -> Iterator[threading.Event]:
+        """Yields what is set when the answer made within the block is no longer wanted; waits for those before it.
 
         Raises:
-            ConversationEndedError: when a conversation after that of this `number` has begun.
+            AskedTwiceError: when the same is being asked already.
+            ConversationEndedError: when a conversation after that of this `number` has begun, or begins.
         """
-        stop, ended = threading.Event(), threading.Event()
+        this = Answering(asked)
         with self.lock:
             if number < self.number:
                 raise ConversationEndedError
-            self.running[stop] = ended
+            if any(one.asked == asked and not one.stop.is_set() for one in self.running):
+                raise AskedTwiceError
+            before = list(self.running)
+            self.running.append(this)
         try:
-            yield stop
+            for one in before:  # whose turns this question follows up
+                while not (one.ended.wait(POLL_SECONDS) or one.stop.is_set() or this.stop.is_set()):
+                    pass
+            if this.stop.is_set():
+                raise ConversationEndedError
+            yield this.stop
         finally:
             with self.lock:
-                del self.running[stop]
-            ended.set()
+                self.running.remove(this)
+            this.ended.set()
+
+    def stop_answers(self) -> None:
+        """Let the answers end that are being made."""
+        with self.lock:
+            running = list(self.running)
+        for one in running:
+            one.stop.set()
 
     def begin_conversation(self, number: int = 0) -> None:
-        """End the answers that are being made, and wait until they have ended."""
+        """Forget what was said, and let the answers end that are being made."""
         with self.lock:
             self.conversation = Conversation()
             self.number = max(self.number, number)
-            running = dict(self.running)
-        for stop in running:
-            stop.set()
-        for ended in running.values():
-            ended.wait(STOP_SECONDS)
+        self.stop_answers()
 
-    def check_room(self, count: int) -> None:
-        """Raise `VisitorError` unless so many more pictures may be added."""
-        held = len(self.pictures)
-        if held + count > MAX_FILES:
-            raise VisitorError(
-                f"You have {held} pictures here and add {count}; at most {MAX_FILES} are kept. Remove yours, or "
-                "choose fewer."
-            )
+    @property
+    def is_in_conversation(self) -> bool:
+        """Whether something was said that stands, or an answer is awaited."""
+        with self.lock:
+            return bool(self.conversation.turns) or any(not one.stop.is_set() for one in self.running)
 
-    def add(self, title: str, jpeg: bytes, summary: Any) -> Picture:
+    def begin_search(self) -> int:
+        """Forget the search before, and what is found for it from now on; returns the number of the new one."""
+        with self.lock:
+            self.query = None
+            self.searches += 1
+            return self.searches
+
+    def end_search(self, number: int, query: Any) -> None:
+        """Remember what was searched, so that it can be ranked anew.
+
+        Raises:
+            SupersededError: when another search has begun since.
+        """
+        with self.lock:
+            if number != self.searches:
+                raise SupersededError
+            self.query = query
+
+    def same(self, jpeg: bytes) -> Picture | None:
+        """The picture with this content, where it is here already."""
+        return next((one for one in list(self.pictures.values()) if one.jpeg == jpeg), None)
+
+    @property
+    def room(self) -> int:
+        """For so many more pictures."""
+        return MAX_FILES - len(self.pictures)
+
+    def add(self, title: str, jpeg: bytes, summary: Any) -> Picture | None:
+        """The new picture; None where its content is here already, or no room is left."""
         with self.lock:  # two uploads of one visitor may arrive at once
-            self.check_room(1)
+            if self.room <= 0 or self.same(jpeg) is not None:
+                return None
             self.made += 1
             picture = Picture(f"own-{self.made}", title, f"your picture {title}", jpeg, summary)
             self.pictures[picture.id] = picture
@@ -202,9 +269,11 @@ class Visitors:
                 visitor.last_seen = self._clock()
 
     def leave(self, session: str | None) -> None:
-        """Let go of all that is held of a session."""
+        """Let go of all that is held of a session, and end the answers that are being made for it."""
         with self._lock:
-            self._visitors.pop(session, None)
+            visitor = self._visitors.pop(session, None)
+        if visitor is not None:
+            visitor.stop_answers()
 
     def let_go_silent(self) -> None:
         with self._lock:

@@ -1,7 +1,6 @@
 """The service without its page: a visitor's pictures, search, questions, looking inside, bad input, many at once."""
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,9 +9,12 @@ from PIL import Image
 from space_files import upload
 
 from fwd2bot.pipelines.embedded import gallery, showcase
+from fwd2bot.space_app import comparison, visitors
+from fwd2bot.space_app.collection import Shipped
+from fwd2bot.space_app.service import Service
 from fwd2bot.space_app.uploads import Upload, VisitorError
 from fwd2bot.space_app.views import heat_map
-from fwd2bot.space_app.visitors import ConversationEndedError
+from fwd2bot.space_app.visitors import ConversationEndedError, SupersededError
 
 
 def last(stream):
@@ -46,7 +48,7 @@ def test_same_picture_is_compressed_once_whatever_its_file_is_called(service, vi
 def test_pictures_of_one_visitor_are_not_those_of_another(service, visitor):
     service.add(visitor, [upload()])
     assert service.own(f"{visitor} other") == []
-    with pytest.raises(VisitorError, match="'own-1' is no longer here"):
+    with pytest.raises(VisitorError, match="There is no picture 'own-1' in this session.*add it again"):
         last(service.ask(f"{visitor} other", "What is it?", ["own-1"], 4))
 
 
@@ -55,6 +57,43 @@ def test_removed_pictures_are_gone(service, visitor):
     service.remove_own(visitor)
     assert service.own(visitor) == []
     assert all(not hit.picture.id.startswith("own") for hit in service.search(visitor, "a dog", 4, top_k=50))
+
+
+def test_pictures_beyond_the_room_are_told_and_those_that_are_here_take_none(service, visitor, monkeypatch):
+    monkeypatch.setattr(visitors, "MAX_FILES", 2)
+    one, *more = [Upload(f"{index}.png", gallery()[index].path.read_bytes()) for index in range(4)]
+    service.add(visitor, [one])
+    added = service.add(visitor, [one, *more])
+    assert [picture.title for picture in added.pictures] == ["1.png"] and added.again[0][0] == "0.png"
+    assert [words.split(".")[0] for words in added.problems] == ["Not added, for want of room: 2"]
+    assert service.add(visitor, [one]).problems == []
+
+
+def test_two_uploads_at_once_of_one_picture_are_one(service, visitor, monkeypatch):
+    compress, both = service.compress, threading.Barrier(2, timeout=20)
+
+    def together(images):
+        both.wait()
+        return compress(images)
+
+    monkeypatch.setattr(service, "compress", together)
+    one = [Upload("a.png", gallery()[5].path.read_bytes())]
+    with ThreadPoolExecutor(2) as pool:
+        added = list(pool.map(lambda files: service.add(visitor, files), [one, one]))
+    assert sorted(len(each.pictures) for each in added) == [0, 1]
+    assert sorted(len(each.again) for each in added) == [0, 1]
+    assert len(service.own(visitor)) == 1
+
+
+def test_visitor_who_leaves_during_a_search_is_not_held_again(service, visitor, monkeypatch):
+    compress = service._compress_texts
+
+    def leaves(texts):
+        service.visitors.leave(visitor)
+        return compress(texts)
+
+    monkeypatch.setattr(service, "_compress_texts", leaves)
+    assert service.search(visitor, "a dog", 4) and visitor not in service.visitors
 
 
 @pytest.mark.parametrize(("count", "words"), [(0, "No file came"), (500, "500 files came at once; at most 24")])
@@ -85,6 +124,33 @@ def test_reranking_after_a_search_that_failed_does_not_bring_the_one_before(serv
     with pytest.raises(VisitorError, match="empty"):
         service.search(visitor, "", 8)
     assert service.rerank(visitor, 4) == []
+
+
+def test_search_that_another_one_has_overtaken_gives_no_hits_and_is_not_ranked_anew(service, visitor, monkeypatch):
+    compress = service._compress_texts
+
+    def overtaken(texts):
+        monkeypatch.setattr(service, "_compress_texts", compress)
+        service.search(visitor, "two snowmen on a blue field", 8)
+        return compress(texts)
+
+    monkeypatch.setattr(service, "_compress_texts", overtaken)
+    with pytest.raises(SupersededError):
+        service.search(visitor, "a red square", 8)
+    assert service.rerank(visitor, 8, top_k=1)[0].picture.id == "gallery-47"
+
+
+def test_pictures_removed_during_a_search_take_it_with_them(service, visitor, monkeypatch):
+    compress = service.compress
+
+    def removed(images):
+        service.remove_own(visitor)
+        return compress(images)
+
+    monkeypatch.setattr(service, "compress", removed)
+    with pytest.raises(SupersededError):
+        service.search(visitor, Upload("mine.png", gallery()[5].path.read_bytes()), 8)
+    assert service.rerank(visitor, 8) == []
 
 
 def test_sentence_finds_the_picture_that_it_is_true_of(service, visitor):
@@ -189,8 +255,55 @@ def test_question_searches_anew_after_ticked_pictures_and_for_another_number(ser
     assert len(more.pictures) == 3 and more.earlier == ()
 
 
+def test_question_tells_where_it_stands_in_the_conversation(service, tiny_service, visitor):
+    def remark(served, one):
+        return last(served.ask(visitor, "What is it?", [one], 4, uncompressed=False)).remark
+
+    told = [remark(service, one) for one in ("gallery-01", "gallery-01", "gallery-02")]
+    assert told[0] == "" and "from the second one on its answers are often wrong" in told[1]
+    assert told[2] == "A new conversation, since the pictures are others."
+    assert [remark(tiny_service, "gallery-01") for _ in range(2)] == ["", ""]  # of which nothing is known
+
+
+def test_answer_that_takes_too_long_is_given_up_with_the_limit(service, visitor, monkeypatch):
+    go = threading.Event()
+    monkeypatch.setattr(comparison, "STEP_SECONDS", 0.2)
+    monkeypatch.setattr(service.model, "generate_from_summary", lambda *given, **more: go.wait(60))
+    with pytest.raises(VisitorError, match="No word came within 0.2 seconds, so the answer was given up. Ask again l"):
+        last(service.ask(visitor, "What is it?", ["gallery-43"], 4))
+    go.set()
+
+
+def test_visitor_who_leaves_ends_the_answer_that_is_made(service, visitor):
+    stream = service.ask(visitor, "Describe the picture.", ["gallery-43"], 4)
+    next(stream)
+    service.visitors.leave(visitor)
+    with pytest.raises(ConversationEndedError):
+        last(stream)
+
+
+def test_model_is_run_by_no_more_at_once_than_it_has_places(shared_fwd2bot, tiny_processor, visitor, monkeypatch):
+    found = Service(shared_fwd2bot, tiny_processor, Shipped(gallery()[:2]), concurrency=1)
+    compress, inside, most = shared_fwd2bot.compress, [], []
+
+    def counted(**inputs):
+        inside.append(1)
+        most.append(len(inside))
+        try:
+            return compress(**inputs)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(shared_fwd2bot, "compress", counted)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: found.search(f"{visitor} {number}", "a dog", 4), range(8)))
+    assert most == [1] * 8
+
+
 def test_chosen_pictures_together_with_find_are_refused(service, visitor):
-    with pytest.raises(VisitorError, match="chosen 1 pictures, and the question shall find 2 more. Untick yours"):
+    with pytest.raises(
+        VisitorError, match=r"chosen \(1\), and the question shall find some \(2\): only one.* Untick yours"
+    ):
         next(service.ask(visitor, "What is it?", ["gallery-43"], 8, find=2))
 
 
@@ -201,18 +314,24 @@ def test_several_pictures_are_asked_about_together(service, visitor):
 
 def test_new_conversation_ends_an_answer_before_its_next_token(service, visitor, monkeypatch):
     """Also one whose first token takes long: the model is left alone with the step that it is at."""
-    go = threading.Event()
-    monkeypatch.setattr(service.model, "generate_from_summary", lambda *given, **more: go.wait(60))
+    begun, go = threading.Event(), threading.Event()
+
+    def waits(*given, **more):
+        begun.set()
+        go.wait(60)
+
+    monkeypatch.setattr(service.model, "generate_from_summary", waits)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(last, service.ask(visitor, "What is it?", ["gallery-43"], 4))
-        while visitor not in service.visitors or not service.visitors._visitors[visitor].running:
-            time.sleep(0.01)
-        begin = time.monotonic()
+        assert begun.wait(20)
         service.new_conversation(visitor, 1)
-        assert time.monotonic() - begin < 2
         with pytest.raises(ConversationEndedError):
-            answer.result(timeout=2)
+            answer.result(timeout=20)  # while the model is still at it
+        assert not go.is_set() and service._places._value == service.concurrency - 1  # and holds its place
         go.set()
+        held = [service._places.acquire(timeout=20) for _ in range(service.concurrency)]
+        assert all(held)
+        service._places.release(service.concurrency)
     assert service.visitors._visitors[visitor].conversation.turns == []
 
 
@@ -240,7 +359,7 @@ def test_answer_that_may_not_be_longer_is_marked_as_cut(service, visitor):
         ("", ["gallery-01"], "The question is empty"),
         ("What is it?", [], "No picture is chosen. Tick one"),
         ("What is it?", [f"gallery-{index:02d}" for index in range(6)], "6 pictures are too many"),
-        ("What is it?", ["../../etc/passwd"], "'passwd' is no longer here"),
+        ("What is it?", ["../../etc/passwd"], "There is no picture 'passwd' in this session"),
         ("это что?", ["gallery-01"], "simple English only.*such as “How many carrots"),
     ],
 )
@@ -258,17 +377,17 @@ def test_prompt_that_is_too_long_is_told_on_each_side(tiny_service, visitor):
     assert "the model reads 512" in done.note
 
 
-def test_closed_stream_stops_the_model(tiny_service, visitor, monkeypatch):
-    import threading
+def test_closed_stream_stops_the_model(tiny_service, visitor):
+    def answers():
+        return [thread for thread in threading.enumerate() if thread.name == "answer"]
 
-    before = threading.active_count()
+    before = answers()
     stream = tiny_service.ask(visitor, "What is it?", ["gallery-00"], 4)
     next(stream)
+    [made] = [thread for thread in answers() if thread not in before]
     stream.close()
-    for thread in threading.enumerate():
-        if thread.daemon and thread.name.startswith("Thread-") and "run" in thread.name:
-            thread.join(10)
-    assert threading.active_count() <= before
+    made.join(10)
+    assert not made.is_alive()
     assert tiny_service.visitors._visitors[visitor].busy == 0
 
 
@@ -327,8 +446,8 @@ def test_question_that_was_given_up_while_it_looked_for_pictures_leaves_the_new_
 
         def retrieve(*arguments):
             with held.lock:
-                [stop] = held.running
-            stop.set()
+                [this] = held.running
+            this.stop.set()
             held.conversation = fresh
             return ["gallery-43"]
 

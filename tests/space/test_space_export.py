@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -77,15 +78,19 @@ def test_export_replaces_what_it_wrote_and_nothing_else(exported, tmp_path):
 
 
 def test_other_folder_can_be_named_after_the_usual_one(tmp_path, monkeypatch):
-    """As `make space-export ARGS="--to DIR"` does."""
-    recipe = (ROOT / "Makefile").read_text().split("\nspace-export:")[1].split("\n\n")[0]
-    assert "--to dist/space $(ARGS)" in recipe
+    """What `make space-export ARGS="--to DIR"` would run."""
+    other = tmp_path / "other"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "--dry-run", "space-export", f"ARGS=--to {other}"]
+    recipe = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    [line] = [line for line in recipe.splitlines() if "-m fwd2bot.space_app.export" in line]
+    arguments = shlex.split(line.split("-m fwd2bot.space_app.export")[1])
+    wheel = [str(make_wheel(tmp_path)) if "*.whl" in one else one for one in arguments]
     monkeypatch.setattr(module, "version", lambda name: "6.31.0")
-    usual, other = tmp_path / "usual", tmp_path / "other"
-    arguments = ["--wheel", make_wheel(tmp_path), "--to", usual, "--to", other]
-    monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["export", *wheel])
+    monkeypatch.chdir(ROOT)
     module.main()
-    assert (other / "app.py").is_file() and not usual.exists()
+    assert (other / "app.py").is_file() and (other / "pictures" / "space-ask.png").is_file()
 
 
 def test_clone_of_an_empty_repository_is_filled(tmp_path, monkeypatch):

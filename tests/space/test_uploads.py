@@ -1,13 +1,14 @@
 """Files of visitors: what is taken, what is refused in which words, and what is left of a file."""
 
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from space_files import png, wide_png
 
 from fwd2bot.space_app import uploads
-from fwd2bot.space_app.uploads import Upload, VisitorError, decode, encode, read_and_delete, shown_name
+from fwd2bot.space_app.uploads import Upload, VisitorError, arrived, decode, encode, shown_name
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,12 @@ from fwd2bot.space_app.uploads import Upload, VisitorError, decode, encode, read
         ("empty.png", b"", "“empty.png” is empty. Choose another"),
         ("cut.png", png(Image.new("RGB", (300, 300), "red"))[:-80], "“cut.png” cannot be read.*replace it"),
         ("program.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "no picture in one of"),
-        ("bomb.png", wide_png, "“bomb.png” .*20000 x 20000|too many pixels.*Resize it"),
+        ("bomb.png", wide_png, "^“bomb.png” has far too many pixels; allowed are 1 to 24,000,000 in all. Resize it"),
+        (
+            "wide.png",
+            lambda: wide_png(20_000, 2_000),
+            "^“wide.png” has 20000 x 2000 pixels; allowed are 1 to 24,000,000",
+        ),
     ],
 )
 def test_bad_file_is_refused_with_its_name_and_the_remedy(name, content, words):
@@ -27,18 +33,19 @@ def test_bad_file_is_refused_with_its_name_and_the_remedy(name, content, words):
 
 def test_file_of_too_many_bytes_is_refused(monkeypatch):
     monkeypatch.setattr(uploads, "MAX_FILE_BYTES", 100)
-    with pytest.raises(VisitorError, match="1 MB; at most|at most 0 MB"):
+    with pytest.raises(VisitorError, match="“large.png” has 0.0 MB; at most 0 MB are taken"):
         decode(Upload("large.png", png(Image.new("RGB", (64, 64), "red")) * 2))
 
 
-def test_file_that_is_too_large_is_not_read_into_memory(tmp_path):
+def test_file_that_is_too_large_is_not_read_into_memory(tmp_path, monkeypatch):
     path = tmp_path / "large.png"
     with path.open("wb") as file:
         file.truncate(240 * uploads.MEGABYTE)
-    [found] = read_and_delete(str(path))
-    assert found.content == b"" and not path.exists()
-    with pytest.raises(VisitorError, match="“large.png” has 240.0 MB; at most 10 MB are taken. Make it smaller"):
-        decode(found)
+    monkeypatch.setattr(Path, "read_bytes", None)
+    with arrived(str(path)) as [found]:
+        with pytest.raises(VisitorError, match="“large.png” has 240.0 MB; at most 10 MB are taken. Make it smaller"):
+            decode(found)
+        assert not path.exists()
 
 
 def test_what_the_page_refused_is_told_for_each_file():
@@ -66,13 +73,17 @@ def test_encoding_keeps_the_pixels_and_nothing_of_the_file():
         assert all(abs(found - meant) < 4 for found, meant in zip(again.getpixel((5, 5)), (200, 30, 90), strict=True))
 
 
-def test_reading_deletes_the_files_also_when_they_are_too_many(tmp_path):
+def test_files_are_read_one_by_one_and_deleted_also_when_they_are_too_many(tmp_path):
     paths = [tmp_path / f"{index}.png" for index in range(500)]
     for path in paths:
         path.write_bytes(b"x")
-    assert [one.name for one in read_and_delete([str(path) for path in paths[:2]])] == ["0.png", "1.png"]
-    with pytest.raises(VisitorError, match="498 files came at once; at most 24"):
-        read_and_delete([str(path) for path in paths[2:]])
+    with arrived([str(path) for path in paths[:3]]) as found:
+        assert [one.name for one in found] == ["0.png", "1.png", "2.png"]
+        assert found[0].read() == b"x"
+        assert [path.exists() for path in paths[:3]] == [False, True, True]
+    assert not any(path.exists() for path in paths[:3])
+    with pytest.raises(VisitorError, match="497 files came at once; at most 24"), arrived(list(map(str, paths[3:]))):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 
@@ -81,10 +92,12 @@ def test_name_is_shown_without_folders_and_control_characters():
     assert len(shown_name("x" * 300 + ".png")) == 40
 
 
-def test_file_that_is_gone_is_told_and_the_others_are_deleted(tmp_path):
+def test_file_that_is_gone_is_told_and_the_others_are_read(tmp_path):
     (tmp_path / "here.png").write_bytes(b"x")
-    with pytest.raises(VisitorError, match="“gone.png” is no longer here, choose it again"):
-        read_and_delete([str(tmp_path / "gone.png"), str(tmp_path / "here.png")])
+    with arrived([str(tmp_path / "gone.png"), str(tmp_path / "here.png")]) as [gone, here]:
+        with pytest.raises(VisitorError, match="“gone.png” is no longer here, choose it again"):
+            gone.read()
+        assert here.read() == b"x"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,7 +16,14 @@ def answer(seconds=0.1, tokens=8, **more):
 def test_first_token_that_came_later_from_the_summaries_is_explained(seconds, other, told):
     other = None if other is None else answer(other, 64)
     page = comparison(Exchange("What?", [], answer(seconds), other))
-    assert ("came later from the summaries: leaving out 56 image tokens saves" in page) == told
+    assert ("came later from the summaries, although 56 tokens were left out" in page) == told
+
+
+def test_saving_is_told_in_a_line_and_only_where_there_is_one():
+    exchange = Exchange("What?", [], answer(), answer(tokens=64))
+    assert "8 tokens stand for what are 64 uncompressed: <b>8 times less</b>" in comparison(exchange)
+    assert "times less" not in comparison(Exchange("What?", [], answer(), None))
+    assert "times less" not in comparison(Exchange("What?", [], answer(), answer()))
 
 
 def test_answer_that_was_cut_off_says_so_to_everybody():

@@ -1,10 +1,12 @@
 """What is held of visitors, and that it is let go."""
 
+import threading
+
 import pytest
 
 from fwd2bot.space_app import visitors
 from fwd2bot.space_app.uploads import VisitorError
-from fwd2bot.space_app.visitors import Visitor, Visitors
+from fwd2bot.space_app.visitors import AskedTwiceError, ConversationEndedError, Visitor, Visitors
 
 
 class Clock:
@@ -54,12 +56,60 @@ def test_nobody_is_thrown_out_while_being_served(monkeypatch):
     assert "a" in held
 
 
-def test_pictures_of_a_visitor_are_limited_with_the_remedy():
+def test_pictures_of_a_visitor_are_limited_and_each_is_held_once():
     visitor = Visitor()
     for index in range(24):
-        visitor.add(f"{index}.png", b"", None)
-    with pytest.raises(VisitorError, match="You have 24 pictures here and add 1; at most 24.*Remove yours"):
-        visitor.add("more.png", b"", None)
+        assert visitor.add(f"{index}.png", b"%d" % index, None).id == f"own-{index + 1}"
+        assert visitor.add("again.png", b"%d" % index, None) is None
+    assert visitor.room == 0 and visitor.add("more.png", b"more", None) is None
+    assert visitor.same(b"3").title == "3.png" and len(visitor.pictures) == 24
+
+
+def test_one_who_leaves_ends_the_answers_that_are_made_for_them():
+    held = Visitors()
+    with held.visit("a") as visitor, visitor.answering(0, "What?") as stop:
+        assert not stop.is_set()
+        held.leave("a")
+        assert stop.is_set()
+
+
+def test_question_waits_for_the_one_before_and_the_same_one_is_not_asked_twice():
+    visitor, order, second = Visitor(), [], threading.Event()
+
+    def ask():
+        with pytest.raises(AskedTwiceError), visitor.answering(0, "first"):
+            pass
+        second.set()
+        with visitor.answering(0, "second"):
+            order.append("second")
+
+    thread = threading.Thread(target=ask)
+    with visitor.answering(0, "first"):
+        thread.start()
+        assert second.wait(10)
+        while len(visitor.running) < 2:  # the second has come, and waits
+            assert thread.is_alive()
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"] and visitor.running == []
+
+
+def test_question_that_waits_is_ended_by_a_new_conversation():
+    visitor, ended = Visitor(), []
+
+    def ask():
+        with pytest.raises(ConversationEndedError), visitor.answering(0, "second"):
+            pass
+        ended.append(True)
+
+    thread = threading.Thread(target=ask)
+    with visitor.answering(0, "first"):
+        thread.start()
+        while len(visitor.running) < 2:
+            assert thread.is_alive()
+        visitor.begin_conversation(1)
+        thread.join(10)
+    assert ended == [True]
 
 
 def test_those_without_pictures_make_room_before_one_who_has_some(monkeypatch):

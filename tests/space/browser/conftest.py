@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 
 import pytest
 
@@ -21,7 +22,10 @@ def space(service):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_HEARTBEAT_INTERVAL", "0.5")
-        with RunningSpace(service) as running:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        with RunningSpace(service, port=port) as running:  # Gradio's own choice could be that of another process
             yield running
 
 

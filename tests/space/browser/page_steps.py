@@ -1,8 +1,12 @@
 """What a visitor does in the page, for the tests in a browser."""
 
+import threading
+import time
+
 from fwd2bot.pipelines.embedded import gallery
 
 ASKED = "How many carrots are in the picture?"
+QUERY_FILE = "input[type=file]:not(#f2b-upload *)"  # of the button that searches with a picture
 
 
 def add(page, *files):
@@ -63,3 +67,26 @@ def toasts(page):
 def type_number(page, label, number):
     """A number into the field beside a slider; the focus stays there."""
     page.get_by_label(f"number input for {label}").first.fill(number)
+
+
+def until(true, what, seconds=20):
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds} seconds: {what}"
+        threading.Event().wait(0.02)
+
+
+def settle(page, space):
+    """Wait until the page has sent all that it will send, nothing is served or waits, and the page has what came."""
+    queue, pause = space.page._queue, "() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)))"
+
+    def is_quiet():
+        return not queue.event_ids_to_events and all(
+            messages.empty() for messages in list(queue.pending_messages_per_session.values())
+        )
+
+    for _ in range(2):  # what came may make the page send something
+        page.evaluate(pause)
+        until(is_quiet, "nothing is served or waits")
+    page.evaluate(pause)

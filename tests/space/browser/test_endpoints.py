@@ -39,7 +39,7 @@ def test_picture_is_compressed_found_and_asked_about_and_other_clients_do_not_se
     assert said["answer"] == said["uncompressed"]["answer"] == "blue"
     assert said["cost"]["image_tokens"] == 8 and said["uncompressed"]["cost"]["image_tokens"] == 64
     other = Client(space.url, verbose=False)
-    with pytest.raises(AppError, match="no longer here"):
+    with pytest.raises(AppError, match="There is no picture 'own-1' in this session"):
         other.predict("What is it?", ["own-1"], 0, 8, False, api_name="/ask")
     other.close()
 
@@ -61,8 +61,8 @@ def test_picture_is_compressed_found_and_asked_about_and_other_clients_do_not_se
         (("What?", ["gallery-43"], -1, 8, False), "/ask", "find must be a whole number from 0 to 5, not -1"),
         (("What?", ["gallery-43"], 0, 8, "yes"), "/ask", "uncompressed must be true or false, not 'yes'"),
         (("What?", ["gallery-43"], 0, 8, False, 1), "/ask", "fresh must be true or false, not 1"),
-        (("What?", ["gallery-43"], 2, 8, False), "/ask", "chosen 1 pictures, and the question shall find 2 more"),
-        (("What?", [], 0, 8, False), "/ask", "No picture is chosen"),
+        (("What?", ["gallery-43"], 2, 8, False), "/ask", "pictures has 1 and find is 2: only one of the two goes"),
+        (("What?", [], 0, 8, False), "/ask", "No picture is chosen. Give ids in pictures, or in find how many"),
     ],
 )
 def test_bad_input_is_an_error_with_the_remedy(client, arguments, name, words):

@@ -1,9 +1,8 @@
 """The page in a real browser: what a visitor does in each tab, and two visitors at once."""
 
 import threading
-import time
 
-from page_steps import ASKED, add, answers, ask, hits, message, own_file, search, tab
+from page_steps import ASKED, QUERY_FILE, add, answers, ask, hits, message, own_file, search, settle, tab, until
 
 from fwd2bot.pipelines.embedded import gallery
 
@@ -20,7 +19,7 @@ def test_sentence_finds_and_slider_ranks_anew(open_page, service, monkeypatch):
     assert len(hits(page)) == 6
 
 
-def test_slider_after_a_search_that_failed_does_not_bring_the_one_before(open_page):
+def test_slider_after_a_search_that_failed_does_not_bring_the_one_before(open_page, space):
     page = open_page()
     search(page, "two snowmen on a blue field")
     page.get_by_label("Find pictures that show").fill("")
@@ -29,14 +28,14 @@ def test_slider_after_a_search_that_failed_does_not_bring_the_one_before(open_pa
     with page.expect_response(lambda answer: "/queue/join" in answer.url):
         page.get_by_label("number input for k, summary tokens of each picture").first.fill("2")
         page.keyboard.press("Tab")
-    page.wait_for_timeout(500)
+    settle(page, space)
     assert "The query is empty" in message(page, "search")
     assert page.locator("#f2b-found li").count() == 0
 
 
 def test_picture_finds_its_like(open_page):
     page = open_page()
-    page.set_input_files("#f2b-like input[type=file], input[type=file] >> nth=1", own_file(29, "query.png"))
+    page.set_input_files(QUERY_FILE, own_file(29, "query.png"))
     page.wait_for_selector("#f2b-found li")
     assert hits(page)[0] == "1. Picture 29"
 
@@ -74,16 +73,61 @@ def test_progress_is_seen_while_pictures_are_compressed(open_page, service, monk
     assert batches == [8, 1]
 
 
+PASTE = """([name, bytes]) => {
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([new Uint8Array(bytes)], name, { type: 'image/png' }));
+  document.body.dispatchEvent(new ClipboardEvent('paste', { clipboardData: transfer, bubbles: true }));
+}"""
+
+
+def test_batches_that_come_while_the_first_is_compressed_are_all_added(open_page, service, monkeypatch):
+    page = open_page()
+    compress, begun, go = service.compress, threading.Event(), threading.Event()
+
+    def waits(images):
+        begun.set()
+        assert go.wait(30)
+        return compress(images)
+
+    monkeypatch.setattr(service, "compress", waits)
+    for number, name in enumerate(["one.png", "two.png", "three.png"]):
+        page.set_input_files("#f2b-upload input[type=file]", own_file(number, name))
+        assert begun.wait(20)
+    page.evaluate(PASTE, ["pasted.png", list(gallery()[3].path.read_bytes())])
+    go.set()
+    page.wait_for_function("document.querySelectorAll('#f2b-own li').length == 4")
+    names = sorted(page.locator("#f2b-own li").all_inner_texts())
+    assert names == ["one.png", "pasted.png", "three.png", "two.png"]
+    assert page.locator("#f2b-upload input[type=file]").count() == 1  # and the next ones may come
+
+
+def test_search_that_is_begun_while_another_waits_is_the_one_that_is_shown(open_page, space, service, monkeypatch):
+    page = open_page()
+    compress, begun, go = service._compress_texts, threading.Event(), threading.Event()
+
+    def waits(texts):
+        if texts == ["a red square"]:
+            begun.set()
+            assert go.wait(30)
+        return compress(texts)
+
+    monkeypatch.setattr(service, "_compress_texts", waits)
+    page.get_by_label("Find pictures that show").fill("a red square")
+    page.click("#f2b-search")
+    assert begun.wait(20)
+    page.set_input_files(QUERY_FILE, own_file(29, "query.png"))
+    page.wait_for_selector("#f2b-found li:has-text('1. Picture 29')")
+    page.get_by_label("Find pictures that show").fill("two snowmen on a blue field")
+    page.click("#f2b-search")
+    go.set()
+    page.wait_for_selector("#f2b-found li:has-text('1. Picture 47')")
+    settle(page, space)
+    assert hits(page)[0] == "1. Picture 47"
+
+
 def test_pasted_picture_is_added(open_page):
     page = open_page()
-    page.evaluate(
-        """(bytes) => {
-          const transfer = new DataTransfer();
-          transfer.items.add(new File([new Uint8Array(bytes)], 'pasted.png', { type: 'image/png' }));
-          document.body.dispatchEvent(new ClipboardEvent('paste', { clipboardData: transfer, bubbles: true }));
-        }""",
-        list(gallery()[3].path.read_bytes()),
-    )
+    page.evaluate(PASTE, ["pasted.png", list(gallery()[3].path.read_bytes())])
     assert "1 of your pictures added" in message(page, "search")
     assert "pasted.png" in page.inner_text("#f2b-own")
 
@@ -227,9 +271,7 @@ def test_visitor_who_closes_the_page_frees_what_they_held(open_page, space, serv
     add(page, own_file(43, "mine.png"))
     assert any("mine.png" in [one.title for one in held.pictures.values()] for held in _held(service))
     page.close()
-    end = time.monotonic() + 20
-    while any(held.pictures for held in _held(service)) and time.monotonic() < end:
-        threading.Event().wait(0.1)
+    until(lambda: not any(held.pictures for held in _held(service)), "nothing is held")
     space.sweep()
     assert not any(held.pictures for held in _held(service))
     kept = [state.config_values for state in space.page.state_holder.session_data.values()]

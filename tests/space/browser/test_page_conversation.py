@@ -6,25 +6,23 @@ import time
 import pytest
 import torch
 from gradio_client import Client, handle_file
-from page_steps import ASKED, add, answers, ask, own_file, tab
+from gradio_client.exceptions import AppError
+from page_steps import ASKED, add, answers, ask, own_file, settle, tab, until
 
 from fwd2bot.pipelines.embedded import gallery
 
 DESCRIBE = "Describe the picture."
 TURNS = "document.querySelectorAll('#f2b-talk .f2b-turn').length"
-# Whether something is written into the conversation from now on.
-WATCH = """() => { window.written = []; new MutationObserver(() => window.written.push(
-  document.querySelector('#f2b-talk').innerText + document.querySelector('#f2b-costs').innerText
-)).observe(document.body, { childList: true, subtree: true, characterData: true }); }"""
 
 
 @pytest.fixture
 def slow(service, monkeypatch):
-    """Half a second for each token of an answer from summaries."""
-    generate = service.model.generate_from_summary
+    """A quarter of a second for each token of an answer from summaries; returns one entry for each."""
+    generate, made = service.model.generate_from_summary, []
 
     def waits(ids, scores, **kwargs):
-        time.sleep(0.5)
+        made.append(1)
+        time.sleep(0.25)
         return torch.zeros(len(ids), dtype=torch.bool)
 
     def slowly(summary, **kwargs):
@@ -32,28 +30,28 @@ def slow(service, monkeypatch):
         return generate(summary, **kwargs)
 
     monkeypatch.setattr(service.model, "generate_from_summary", slowly)
+    return made
 
 
 def is_empty(page):
     return not page.inner_text("#f2b-talk").strip() and not page.inner_text("#f2b-costs").strip()
 
 
-@pytest.mark.parametrize("after", [0.0, 0.02, 1.2], ids=["at once", "while it is sent", "while it streams"])
-def test_new_conversation_ends_the_answer_and_clears_the_page_for_good(open_page, slow, after):
+@pytest.mark.parametrize("when", ["at once", "while it is sent", "while it streams"])
+def test_new_conversation_ends_the_answer_and_clears_the_page_for_good(open_page, space, slow, when):
     page = open_page()
     tab(page, "Ask")
     ask(page, DESCRIBE, "gallery-43")
-    page.wait_for_timeout(1000 * after)
-    begin = time.monotonic()
+    if when == "while it is sent":
+        page.wait_for_timeout(20)
+    elif when == "while it streams":
+        page.wait_for_selector("#f2b-talk .f2b-turn")
     page.click("#f2b-fresh")
     page.wait_for_function(f"{TURNS} == 0")
     page.wait_for_function("!document.querySelector('#f2b-ask-status .eta-bar, #f2b-ask-status .progress-text')")
-    assert time.monotonic() - begin < 4  # the answer has some twenty tokens
-    page.wait_for_timeout(300)  # for an answer that was sent just before, in the test without a pause
-    assert is_empty(page)
-    page.evaluate(WATCH)
-    page.wait_for_timeout(2500)
-    assert not any(page.evaluate("window.written"))
+    settle(page, space)
+    assert is_empty(page) and len(slow) < 12  # of more than twenty tokens that the answer has
+    page.get_by_label("Question about the pictures").fill("")
     ask(page, ASKED)
     assert answers(page) == ["3", "3"]
 
@@ -70,7 +68,7 @@ def test_answer_after_a_new_conversation_is_its_first(open_page, slow):
     assert page.locator("#f2b-talk .f2b-turn").count() == 1
 
 
-def test_removing_the_pictures_ends_the_answer_about_them(open_page, slow):
+def test_removing_the_pictures_ends_the_answer_about_them(open_page, space, slow):
     page = open_page()
     add(page, own_file(43, "mine.png"))
     tab(page, "Ask")
@@ -81,9 +79,8 @@ def test_removing_the_pictures_ends_the_answer_about_them(open_page, slow):
     page.wait_for_selector("#f2b-own img", state="detached")
     tab(page, "Ask")
     page.wait_for_function(f"{TURNS} == 0")
-    page.evaluate(WATCH)
-    page.wait_for_timeout(2000)
-    assert not any(page.evaluate("window.written"))
+    settle(page, space)
+    assert is_empty(page) and len(slow) < 12
 
 
 def test_question_that_waits_is_dropped_and_the_next_one_answered(open_page, space, service, monkeypatch):
@@ -111,4 +108,125 @@ def test_question_that_waits_is_dropped_and_the_next_one_answered(open_page, spa
     assert page.locator("#f2b-talk .f2b-question").all_inner_texts() == [ASKED]
     for job in jobs:
         job.result(timeout=30)
+    client.close()
+
+
+def test_question_asked_while_another_is_answered_is_the_next_and_what_is_typed_stays(open_page, slow):
+    page = open_page()
+    tab(page, "Ask")
+    ask(page, DESCRIBE, "gallery-43")
+    page.wait_for_selector("#f2b-talk .f2b-turn")
+    ask(page, ASKED)
+    page.get_by_label("Question about the pictures").fill("What I")
+    page.wait_for_function(f"{TURNS} == 2")
+    asked = page.locator("#f2b-talk .f2b-question").all_inner_texts()
+    assert asked == [DESCRIBE, ASKED] and len(answers(page)) == 4
+    assert page.get_by_label("Question about the pictures").input_value() == "What I"
+
+
+def test_question_that_is_sent_twice_is_answered_once(open_page, space, slow):
+    page = open_page()
+    tab(page, "Ask")
+    page.check("#f2b-ask-pick input[value=gallery-43]")
+    page.get_by_label("Question about the pictures").fill(ASKED)
+    page.dblclick("#f2b-ask")
+    assert answers(page) == ["3", "3"]
+    settle(page, space)
+    assert page.locator("#f2b-talk .f2b-question").all_inner_texts() == [ASKED]
+    assert page.get_by_label("Question about the pictures").input_value() == ""
+
+
+def test_question_after_a_new_conversation_does_not_wait_for_one_that_still_looks_for_its_pictures(
+    open_page, space, service, monkeypatch
+):
+    page = open_page()
+    tab(page, "Ask")
+    compress, begun, go = service._compress_texts, threading.Event(), threading.Event()
+
+    def waits(texts):
+        begun.set()
+        assert go.wait(30)
+        return compress(texts)
+
+    monkeypatch.setattr(service, "_compress_texts", waits)
+    page.get_by_label("number input for Pictures for the question to find").fill("1")
+    page.keyboard.press("Tab")
+    ask(page, DESCRIBE)
+    assert begun.wait(20)
+    page.click("#f2b-fresh")
+    page.get_by_label("number input for Pictures for the question to find").fill("0")
+    page.keyboard.press("Tab")
+    ask(page, ASKED, "gallery-43")
+    assert answers(page) == ["3", "3"]
+    go.set()  # and the end of the first one leaves what the page shows
+    settle(page, space)
+    assert page.locator("#f2b-talk .f2b-question").all_inner_texts() == [ASKED] and not is_empty(page)
+
+
+def test_question_about_other_pictures_says_that_it_begins_a_conversation(open_page):
+    page = open_page()
+    tab(page, "Ask")
+    ask(page, ASKED, "gallery-43")
+    answers(page)
+    page.uncheck("#f2b-ask-pick input[value=gallery-43]")
+    ask(page, "What colour is the background?", "gallery-47")
+    page.get_by_text("A new conversation, since the pictures are others.").wait_for()
+    assert page.locator("#f2b-talk .f2b-turn").count() == 1
+    ask(page, "How many snowmen are there?")
+    page.get_by_text("trained on single questions: from the second one on").wait_for()
+
+
+def test_visitor_of_whom_four_requests_wait_is_told_and_others_are_served(open_page, space, service, monkeypatch):
+    page, other = open_page(), open_page()
+    compress, served, go = service.compress, threading.Semaphore(0), threading.Event()
+
+    def waits(images):
+        served.release()
+        assert go.wait(60)
+        return compress(images)
+
+    monkeypatch.setattr(service, "compress", waits)
+    for number in range(6):  # two are served, four wait
+        page.set_input_files("#f2b-upload input[type=file]", own_file(number, f"{number}.png"))
+        until(lambda number=number: len(space.page._queue.event_ids_to_events) == number + 1, "it is in the queue")
+    tab(page, "Ask")
+    ask(page, ASKED, "gallery-43")
+    page.get_by_text("4 of your requests wait already. Wait until one of them is served.").wait_for()
+    tab(other, "Ask")
+    ask(other, ASKED, "gallery-43")
+    until(lambda: len(space.page._queue.event_ids_to_events) == 7, "the other's question waits")
+    go.set()
+    assert answers(other) == ["3", "3"]
+    tab(page, "Search")
+    page.wait_for_function("document.querySelectorAll('#f2b-own li').length == 6")
+
+
+def test_program_of_which_four_calls_wait_is_refused_the_next(space, service, monkeypatch):
+    compress, go = service._compress_texts, threading.Event()
+
+    def waits(texts):
+        assert go.wait(60)
+        return compress(texts)
+
+    monkeypatch.setattr(service, "_compress_texts", waits)
+    client = Client(space.url, verbose=False)
+    jobs = []
+    for number in range(6):
+        jobs.append(client.submit(f"a dog {number}", 8, 1, api_name="/search"))
+        until(lambda number=number: len(space.page._queue.event_ids_to_events) == number + 1, "it is in the queue")
+    with pytest.raises(Exception, match="429 Too Many Requests"):
+        client.predict("a dog", 8, 1, api_name="/search")
+    go.set()
+    assert all(len(job.result(timeout=60)) == 1 for job in jobs)
+    client.close()
+
+
+def test_fresh_question_of_a_program_ends_the_one_that_is_answered(space, service, slow):
+    client = Client(space.url, verbose=False)
+    first = client.submit(DESCRIBE, ["gallery-43"], 0, 8, False, api_name="/ask")
+    until(lambda: slow, "the first answer is being made")
+    said = client.predict(ASKED, ["gallery-43"], 0, 8, False, True, api_name="/ask")
+    assert said["answer"] == "3"
+    with pytest.raises(AppError, match="A new conversation was begun before this answer was complete"):
+        first.result(timeout=30)
     client.close()

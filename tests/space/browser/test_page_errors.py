@@ -3,7 +3,22 @@
 import re
 
 import pytest
-from page_steps import ASKED, add, answers, ask, hits, large_file, message, own_file, search, tab, toasts, type_number
+from page_steps import (
+    ASKED,
+    QUERY_FILE,
+    add,
+    answers,
+    ask,
+    hits,
+    large_file,
+    message,
+    own_file,
+    search,
+    settle,
+    tab,
+    toasts,
+    type_number,
+)
 from space_files import wide_png
 
 
@@ -52,10 +67,29 @@ def test_large_file_is_told_by_name_and_the_good_ones_of_its_batch_are_taken(ope
 def test_large_files_alone_are_told_without_being_sent(open_page):
     page = open_page()
     assert LARGE in add(page, large_file("large.png"))
-    page.set_input_files("#f2b-upload ~ * input[type=file], input[type=file] >> nth=1", large_file("query.png", 12))
+    page.set_input_files(QUERY_FILE, large_file("query.png", 12))
     page.get_by_text("“query.png” has 12.0 MB").first.wait_for()
     assert toasts(page) == []
     assert not [url for url in page.asked if "/upload" in url]
+
+
+def test_search_with_a_large_picture_fails_like_any_other_and_leaves_no_hits(open_page, space):
+    page = open_page()
+    search(page, "two snowmen on a blue field")
+    page.set_input_files(QUERY_FILE, large_file("query.png", 12))
+    page.get_by_text("“query.png” has 12.0 MB").first.wait_for()
+    page.wait_for_selector("#f2b-found li", state="detached")
+    type_number(page, "k, summary tokens of each picture", "2")
+    page.keyboard.press("Tab")
+    settle(page, space)
+    assert page.locator("#f2b-found li").count() == 0 and "12.0 MB" in message(page, "search")
+
+
+def test_large_picture_that_was_to_be_added_leaves_the_hits(open_page):
+    page = open_page()
+    search(page, "two snowmen on a blue field")
+    assert LARGE in add(page, large_file("large.png"))
+    assert len(hits(page)) == 6
 
 
 def test_large_files_that_are_dropped_or_pasted_are_told(open_page):
@@ -79,24 +113,24 @@ def test_large_files_that_are_dropped_or_pasted_are_told(open_page):
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("99", "16"), ("0", "1"), ("-3", "1"), ("2.5", "2")])
-def test_k_out_of_range_is_taken_for_the_nearest_and_page_and_results_agree(open_page, caplog, typed, meant):
+def test_k_out_of_range_is_taken_for_the_nearest_and_page_and_results_agree(open_page, space, caplog, typed, meant):
     page = open_page()
     search(page, "two snowmen on a blue field")
     type_number(page, "k, summary tokens of each picture", typed)
     page.wait_for_selector(f"#f2b-found h3:has-text('k = {meant}')")
     page.keyboard.press("Tab")
-    page.wait_for_timeout(700)
+    settle(page, space)
     field = page.get_by_label("number input for k, summary tokens of each picture").first
     assert (field.input_value(), page.inner_text("#f2b-hits")) == (meant, f"The best 6 at k = {meant}")
     assert toasts(page) == [] and "Traceback" not in caplog.text and len(hits(page)) == 6
 
 
-def test_empty_number_field_keeps_the_results(open_page, caplog):
+def test_empty_number_field_keeps_the_results(open_page, space, caplog):
     page = open_page()
     search(page, "two snowmen on a blue field")
     type_number(page, "k, summary tokens of each picture", "")
     page.keyboard.press("Tab")
-    page.wait_for_timeout(700)
+    settle(page, space)
     field = page.get_by_label("number input for k, summary tokens of each picture").first
     assert page.inner_text("#f2b-hits") == f"The best 6 at k = {field.input_value()}"
     assert toasts(page) == [] and "Traceback" not in caplog.text

@@ -5,7 +5,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from page_steps import ASKED, add, answers, ask, is_wider_than_the_window, large_file, search, tab
+from page_steps import ASKED, add, answers, ask, is_wider_than_the_window, large_file, search, settle, tab
 from PIL import Image
 
 from fwd2bot.pipelines.embedded import gallery
@@ -85,6 +85,67 @@ def test_keyboard_alone_searches_and_asks(open_page):
     assert answers(page) == ["3", "3"]
 
 
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_what_has_the_focus_is_seen(open_page, dark):
+    page = open_page(dark=dark)
+    for one in (
+        page.get_by_label("Find pictures that show"),
+        page.locator("#f2b-search"),
+        page.get_by_label("range slider for k, summary tokens of each picture").first,
+        page.locator(".f2b-try").first,
+        page.locator("#f2b-upload button").first,
+    ):
+        page.evaluate("document.body.focus()")
+        tab_to(page, one)
+        style = "(one) => [getComputedStyle(one).outlineStyle, parseFloat(getComputedStyle(one).outlineWidth)]"
+        assert one.evaluate(style) == ["solid", 2], one
+
+
+def test_focus_goes_to_the_upload_when_the_button_that_had_it_is_gone(open_page):
+    page = open_page()
+    add(page, {"name": "a.png", "mimeType": "image/png", "buffer": gallery()[3].path.read_bytes()})
+    page.focus("#f2b-remove")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#f2b-remove", state="hidden")
+    page.wait_for_function("document.querySelector('#f2b-upload button') === document.activeElement")
+
+
+def test_answer_and_error_are_seen_without_scrolling_in_a_small_window(open_page):
+    page = open_page(width=360, height=740)
+    tab(page, "Ask")
+    ask(page, ASKED)  # without a picture
+    seen = """(place) => { const box = document.querySelector(place)?.getBoundingClientRect();
+      return box && box.top >= 0 && box.bottom <= innerHeight; }"""
+    page.wait_for_function(seen, arg="#f2b-ask-status .f2b-alert")
+    ask(page, ASKED, "gallery-43")
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_function(seen, arg="#f2b-talk .f2b-turn .f2b-answer")
+
+
+def test_example_is_asked_by_one_click(open_page):
+    page = open_page()
+    page.locator(".f2b-try:visible").nth(1).click()
+    page.wait_for_selector("#f2b-found li:has-text('1. Picture 47')")
+    tab(page, "Ask")
+    page.check("#f2b-ask-pick input[value=gallery-01]")
+    page.locator(".f2b-try:visible").first.click()
+    assert answers(page) == ["3", "3"]
+    assert page.locator("#f2b-count").inner_text().strip() == "1 picture chosen."
+
+
+def test_introduction_says_how_many_tokens_a_picture_is(open_page):
+    page = open_page()
+    assert "reads a picture as 64 tokens" in page.inner_text("body")
+
+
+def test_example_of_the_api_page_is_a_file_that_would_be_taken(open_page, space):
+    page = open_page()
+    page.goto(space.url + "?view=api")
+    page.get_by_text("/compress").first.wait_for()
+    shown = page.inner_text("body")
+    assert "handle_file('photo.jpg')" in shown and "http" not in shown.split("handle_file(")[1].split(")")[0]
+
+
 def test_screen_reader_is_told_when_something_is_done(open_page):
     page = open_page()
     search(page, "two snowmen on a blue field")
@@ -151,9 +212,10 @@ def test_no_request_leaves_this_machine(open_page, space):
     page = open_page()
     search(page, "two snowmen on a blue field")
     tab(page, "Look inside")
-    page.wait_for_timeout(500)  # for what the page would load late
+    settle(page, space)
     page.goto(space.url + "?view=api")
-    page.wait_for_timeout(500)
+    page.get_by_text("/compress").first.wait_for()
+    settle(page, space)
     assert [url for url in page.asked if not url.startswith((space.url, "data:", "blob:"))] == []
     assert len(page.asked) > 10
 
