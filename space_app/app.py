@@ -31,7 +31,7 @@ talked about (**Ask**, beside the uncompressed answer and what both cost). **Loo
 # Of the checkpoint inside the package.
 OF_DRAWN_SCENES = """It is a small one, trained on **drawn scenes** as in the gallery and on single questions: about
 photographs it says nothing true, and from the second question of a conversation on it is often wrong."""
-UPLOAD = f"Add pictures, or paste them (at most {MAX_FILES} of {MAX_FILE_BYTES // MEGABYTE} MB)"
+UPLOAD = f"Add or paste up to {MAX_FILES} pictures of {MAX_FILE_BYTES // MEGABYTE} MB"
 FAILED = "Something went wrong on the server, which has noted it. Try again, or reload the page."
 
 

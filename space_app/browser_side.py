@@ -67,8 +67,9 @@ KEEP_TICKS = "watch('value', () => window.f2b.tick())"
 # nobody any time.
 _PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED) => {
   const none = () => ({ count: 0, large: [], query: false });
-  const f2b = (window.f2b = { conversation: 0, arrived: [], refused: none(), ticked: new Set() });
+  const f2b = (window.f2b = { conversation: 0, arrived: [], sent: 0, refused: none(), ticked: new Set() });
   f2b.refusals = () => { const found = f2b.refused; f2b.refused = none(); return found; };
+  f2b.arrive = (files) => { f2b.arrived.push(files); setTimeout(() => { f2b.sent = 0; }, 100); return null; };
   const isQuery = (input) => !input.closest('#f2b-upload');
   const give = (input, files) => {
     const transfer = new DataTransfer();
@@ -87,14 +88,18 @@ _PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED) => {
   const isBad = (files) => files.length > MOST_FILES || files.some((file) => file.size > MOST_BYTES);
   document.addEventListener('change', (event) => {
     const input = event.target;
-    if (!input.matches?.('input[type=file]') || !isBad([...input.files])) return;
-    const good = sift([...input.files], isQuery(input));
-    give(input, good);
-    if (!good.length) event.stopImmediatePropagation();
+    if (!input.matches?.('input[type=file]')) return;
+    if (isBad([...input.files])) {
+      const good = sift([...input.files], isQuery(input));
+      give(input, good);
+      if (!good.length) { event.stopImmediatePropagation(); return; }
+    }
+    if (!isQuery(input)) f2b.sent = Date.now();
   }, true);
   const add = (files) => {
     const input = document.querySelector('#f2b-upload input[type=file]');
-    if (!input) { setTimeout(() => add(files), 200); return; }  // until the files before have arrived
+    // The widget takes no files while those before arrive; after ten seconds without that they have failed.
+    if (!input || Date.now() - f2b.sent < 10000) { setTimeout(() => add(files), 100); return; }
     give(input, files);
     input.dispatchEvent(new Event('change', { bubbles: true }));
   };
@@ -143,7 +148,7 @@ _PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED) => {
 }"""
 PAGE = f"() => ({_PAGE})({MAX_FILE_BYTES}, {MAX_FILES}, {MAX_ASKED})"
 REFUSED = "window.f2b.refusals()"
-KEEP_ARRIVED = "(files) => { window.f2b.arrived.push(files); return null; }"
+KEEP_ARRIVED = "(files) => window.f2b.arrive(files)"
 ARRIVED = "window.f2b.arrived.shift() ?? null"
 FOCUS_UPLOAD = "() => { document.querySelector('#f2b-upload button')?.focus(); return []; }"
 CONVERSATION = "window.f2b.conversation"

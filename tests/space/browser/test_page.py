@@ -80,19 +80,18 @@ PASTE = """([name, bytes]) => {
 }"""
 
 
-def test_batches_that_come_while_the_first_is_compressed_are_all_added(open_page, service, monkeypatch):
+def test_batches_that_come_while_the_first_is_compressed_are_all_added(open_page, space, service, monkeypatch):
     page = open_page()
-    compress, begun, go = service.compress, threading.Event(), threading.Event()
+    compress, go = service.compress, threading.Event()
 
     def waits(images):
-        begun.set()
         assert go.wait(30)
         return compress(images)
 
     monkeypatch.setattr(service, "compress", waits)
     for number, name in enumerate(["one.png", "two.png", "three.png"]):
+        until(lambda number=number: len(space.page._queue.event_ids_to_events) == number, "the one before was sent")
         page.set_input_files("#f2b-upload input[type=file]", own_file(number, name))
-        assert begun.wait(20)
     page.evaluate(PASTE, ["pasted.png", list(gallery()[3].path.read_bytes())])
     go.set()
     page.wait_for_function("document.querySelectorAll('#f2b-own li').length == 4")
