@@ -252,7 +252,8 @@ def build(service: Service) -> gr.Blocks:
         @told(ask_status)
         def forget(talks: int, request: gr.Request) -> Iterator[dict]:
             service.new_conversation(request.session_hash, talks)
-            yield {talk: "", costs: "", ask_status: ""}
+            if not service.is_in_conversation(request.session_hash):  # with a question that came before this
+                yield {talk: "", costs: "", ask_status: ""}
 
         async def drop_older(talks: int, request: gr.Request) -> None:
             """Questions of an earlier conversation which still wait for their turn."""

@@ -146,6 +146,8 @@ class Visitor:
             ConversationEndedError: when a conversation after that of this `number` has begun, or begins.
         """
         this = Answering(asked)
+        if number > self.number:  # the question has overtaken what begins its conversation
+            self.begin_conversation(number)
         with self.lock:
             if number < self.number:
                 raise ConversationEndedError
@@ -168,16 +170,24 @@ class Visitor:
     def stop_answers(self) -> None:
         """Let the answers end that are being made."""
         with self.lock:
-            running = list(self.running)
-        for one in running:
+            self._stop_answers()
+
+    def _stop_answers(self) -> None:
+        for one in self.running:
             one.stop.set()
 
     def begin_conversation(self, number: int = 0) -> None:
-        """Forget what was said, and let the answers end that are being made."""
+        """Forget what was said, and let the answers end that are being made.
+
+        Args:
+            number: of the new conversation; one that has begun already goes on. 0 where it has none.
+        """
         with self.lock:
+            if 0 < number <= self.number:
+                return
             self.conversation = Conversation()
             self.number = max(self.number, number)
-        self.stop_answers()
+            self._stop_answers()
 
     @property
     def is_in_conversation(self) -> bool:

@@ -343,6 +343,14 @@ def test_question_of_an_older_conversation_is_not_answered(service, visitor):
     assert done.complete and done.earlier == ()
 
 
+def test_question_that_overtakes_the_new_conversation_it_belongs_to_is_its_first(service, visitor):
+    last(service.ask(visitor, "What is it?", ["gallery-43"], 4, uncompressed=False))
+    first = last(service.ask(visitor, "What is it?", ["gallery-43"], 4, number=1, uncompressed=False))
+    service.new_conversation(visitor, 1)  # comes late, and ends nothing
+    second = last(service.ask(visitor, "Is there a dog?", ["gallery-43"], 4, number=1, uncompressed=False))
+    assert first.earlier == () and [turn.question for turn in second.earlier] == ["What is it?"]
+
+
 def test_answer_that_may_not_be_longer_is_marked_as_cut(service, visitor):
     done = last(service.ask(visitor, "Describe the picture.", ["gallery-43"], 8))
     short = last(service.ask(visitor, "How many carrots are in the picture?", ["gallery-43"], 8))

@@ -98,6 +98,7 @@ def test_what_has_the_focus_is_seen(open_page, dark):
     ):
         page.evaluate("document.body.focus()")
         tab_to(page, one)
+        one.evaluate("(one) => Promise.all(one.getAnimations().map((fading) => fading.finished))")
         style = "(one) => [getComputedStyle(one).outlineStyle, parseFloat(getComputedStyle(one).outlineWidth)]"
         assert one.evaluate(style) == ["solid", 2], one
 
@@ -139,9 +140,9 @@ def test_introduction_says_how_many_tokens_a_picture_is(open_page):
     assert "reads a picture as 64 tokens" in page.inner_text("body")
 
 
-def test_example_of_the_api_page_is_a_file_that_would_be_taken(open_page, space):
+def test_example_of_the_api_page_is_a_file_that_would_be_taken(open_page):
     page = open_page()
-    page.goto(space.url + "?view=api")
+    page.get_by_role("button", name="Use via API").click()
     page.wait_for_function("document.querySelector('.api-docs')?.innerText.includes('/compress')")
     shown = re.findall(r"handle_file\(([^)]*)\)", page.inner_text(".api-docs"))
     assert set(shown) == {"'photo.jpg'"}
@@ -214,7 +215,7 @@ def test_no_request_leaves_this_machine(open_page, space):
     search(page, "two snowmen on a blue field")
     tab(page, "Look inside")
     settle(page, space)
-    page.goto(space.url + "?view=api")
+    page.get_by_role("button", name="Use via API").click()
     page.wait_for_function("document.querySelector('.api-docs')?.innerText.includes('/compress')")
     settle(page, space)
     assert [url for url in page.asked if not url.startswith((space.url, "data:", "blob:"))] == []
