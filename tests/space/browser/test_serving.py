@@ -3,6 +3,8 @@
 import http.client
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -196,3 +198,23 @@ def test_what_is_held_of_a_caller_without_a_session_goes_when_its_call_ends(spac
     while event in space.page.state_holder.session_data and time.monotonic() < end:
         space.sweep()
     assert event not in space.page.state_holder.session_data and event not in service.visitors
+
+
+def test_command_without_a_model_says_what_to_do_and_that_the_page_says_only_that():
+    command = [sys.executable, "-m", "fwd2bot_cli", "demo", "--model", "/no/such/folder", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as running:
+        try:
+            lines = []
+            for line in running.stdout:
+                lines.append(line)
+                if "The Space is at" in line:
+                    break
+        finally:
+            running.terminate()
+    told = next(line for line in lines if line.startswith("error: "))
+    assert "There is no folder '/no/such/folder'" in told
+    assert "The Space is served all the same, and says this and nothing else." in told
+    assert "Traceback" not in "".join(lines)
