@@ -80,8 +80,8 @@ def add_endpoints(service: Service, shared: dict[str, Any]) -> None:
     # Numbers as they come: Gradio would fail on a word before this page can say what is wrong.
     k = gr.Number(value=0, label="num_summary_tokens", visible=False)
     one = sent(gr.File(label="picture", visible=False))
-    # In the examples of the API page; Gradio's own is an address, and of a PDF.
-    one.example_payload = lambda: {"path": "photo.jpg", "meta": {"_type": "gradio.FileData"}}
+    # In the examples of the API page, which shows the url as `handle_file(…)`; Gradio's own is one of a PDF elsewhere.
+    one.example_payload = lambda: {"path": "photo.jpg", "url": "photo.jpg", "meta": {"_type": "gradio.FileData"}}
     words = gr.Textbox(label="text", visible=False)
     number = gr.Number(value=5, label="count", visible=False)
     finding = gr.Number(value=0, label="find", visible=False)
