@@ -1,6 +1,6 @@
 """Where the summary tokens of the drawn pictures looked: does each token specialise?
 
-    python benchmarks/attention.py [CHECKPOINT] [--pictures 200] [--num-summary-tokens 8] [--figure FILE.png]
+    python benchmarks/attention.py [CHECKPOINT] [--pictures 100] [--num-summary-tokens 8] [--figure FILE.png]
 
 Over held-out drawn scenes, of the maps of `fwd2bot.training.attention_maps` (each of sum 1 over the patches):
 
@@ -117,7 +117,7 @@ def draw(found: list[AttentionMaps], scenes: list[Scene], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", default=default_checkpoint())
-    parser.add_argument("--pictures", type=int, default=200, help="of the validation split")
+    parser.add_argument("--pictures", type=int, default=100, help="of the validation split")
     parser.add_argument("--num-summary-tokens", type=int, default=8, metavar="K")
     parser.add_argument("--figure", type=Path, metavar="FILE.png")
     args = parser.parse_args()

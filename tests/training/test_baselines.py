@@ -278,7 +278,7 @@ def result(name, method, seed, right, lengths=(4,), **more):
         "trained_parameters": 1234,
         "fingerprint": "0123456789",
         "versions": {"torch": "2"},
-        "command": "python",
+        "command": "python --rows one two --steps 10 --seeds 0",
     }
     return values | {"figures": figures} | more
 
@@ -302,7 +302,7 @@ def test_report_has_mean_and_range_of_seeds_costs_plots_and_what_was_not_run(tmp
     assert "| 1,536 | 9,216 | 3 |" in page and "| uncompressed | 4 | 80.0 |" in page
     assert f"4 of {len(grid.rows())} rows were run" in page
     assert "- fwd2bot (seed 0, 1, 2): as shipped" in page and "- pooling-k4" not in page
-    assert "2.00 to 1.25" in page
+    assert "2.00 to 1.25" in page and "Command: `python --steps 10`" in page
     for name in ("results-tokens.png", "results-bytes.png"):
         assert f"({name})" in page and (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
 

@@ -7,6 +7,7 @@ are listed as not run.
 
 import argparse
 import json
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ PLOTTED = ("fwd2bot", "pooling", "merging", "pruning", "query_transformer", "cac
 LINES = (BARE, "uncompressed_lora")  # of all image tokens, drawn as lines
 FINDINGS = "results-findings.md"
 MARKERS = dict(zip(PLOTTED, "os^vDP", strict=True))
+COLOURS = dict(zip(PLOTTED, ("black", *(f"C{number}" for number in range(5))), strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,11 +110,16 @@ def _about(first: dict[str, Any], found: list[dict[str, Any]]) -> list[str]:
         "what is kept of it at two bytes a number, `cache bytes` its keys and values while an answer is made. "
         "Times: [performance.md](performance.md).",
         "",
-        f"Command: `{first['command']}` ({versions}).",
+        f"Command: `{_of_all_rows(first['command'])}` ({versions}).",
     ]
     if cut:
         lines += ["", f"Stopped by `--minutes` before their last step: {', '.join(cut)}."]
     return lines
+
+
+def _of_all_rows(command: str) -> str:
+    """A command without the names and seeds of the rows that one of its calls was for."""
+    return re.sub(r" --(rows|seeds)( (?!--)\S+)+", "", command)
 
 
 def _is_method(result: dict[str, Any]) -> bool:
@@ -193,8 +200,8 @@ def plot(found: list[dict[str, Any]], folder: Path) -> list[str]:
             means = [statistics.mean(values) for values in curve.values()]
             down = [mean - min(values) for mean, values in zip(means, curve.values(), strict=True)]
             up = [max(values) - mean for mean, values in zip(means, curve.values(), strict=True)]
-            own = {"color": "black", "linewidth": 2.2, "zorder": 3} if kind == "fwd2bot" else {"linewidth": 1.4}
-            axes.errorbar(list(curve), means, [down, up], marker=MARKERS[kind], capsize=3, label=kind, **own)
+            look = {"color": COLOURS[kind], "marker": MARKERS[kind], "linewidth": 2.2 if kind == PLOTTED[0] else 1.4}
+            axes.errorbar(list(curve), means, [down, up], capsize=3, label=kind, **look)
             ticks |= set(curve)
         for kind in [kind for kind in LINES if kind in points]:
             [((tokens, size), values)] = points[kind].items()
