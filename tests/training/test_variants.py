@@ -118,7 +118,7 @@ def test_single_forward_is_one_masked_pass_over_picture_queries_and_question():
 def test_single_forward_embeds_pictures_and_texts_by_what_the_queries_give_at_the_end():
     model, processor = made(SingleForward), tiny.tiny_processor()
     tokens, inputs = pictures(model)
-    assert tokens.shape == (2, 4, 2 * 2 * 32 + 32)  # keys and values of two layers, and the summary
+    assert tokens.shape == (2, 4, 2 * 2 * 16 + 32)  # keys and values of two layers, 16 wide, and the summary
     assert torch.allclose(model.embed(**inputs), F.normalize(tokens[..., -32:].mean(1), dim=-1), atol=1e-6)
     texts = model.compress(**processor.process_texts(["a dog", "two cats"])).tokens
     assert texts.shape == (2, 4, 32)
