@@ -68,7 +68,11 @@ class SummaryGenerationMixin(GenerationMixin):
                 f"Give num_summary_tokens, at most {shortest}."
             )
         k = check_num_summary_tokens(longest if num_summary_tokens is None else num_summary_tokens, self.config)
-        return pool_summary(summary.truncate(k).tokens, k)
+        return self._pool(summary.truncate(k).tokens, k)
+
+    def _pool(self, tokens: torch.Tensor, num_summary_tokens: int) -> torch.Tensor:
+        """`(N, k_max, d)` -> `(N, e)` embeddings at length k; a model with another pooling has its own."""
+        return pool_summary(tokens, num_summary_tokens)
 
     @torch.no_grad()
     def generate_from_summary(

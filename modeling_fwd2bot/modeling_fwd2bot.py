@@ -42,7 +42,7 @@ from .placeholders_fwd2bot import (
     position_ids_from_mask,
 )
 from .quantization_fwd2bot import check_gradients, shown_to_peft
-from .summary_fwd2bot import Fwd2BotSummary, pool_summary
+from .summary_fwd2bot import Fwd2BotSummary
 
 
 class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGenerationMixin, PreTrainedModel):
@@ -351,8 +351,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
         k_max = max(*pooled, int(lengths.max()))
         tokens = self._compress_pass(k_max, **compress_inputs)  # (N, k_max, d)
         output = Fwd2BotOutput(summary=Fwd2BotSummary(tokens, lengths))
-        output.image_embeds = pool_summary(tokens, k_max)
-        output.image_embeds_by_length = torch.stack([pool_summary(tokens, k) for k in pooled])  # (K, N, e)
+        output.image_embeds = self._pool(tokens, k_max)
+        output.image_embeds_by_length = torch.stack([self._pool(tokens, k) for k in pooled])  # (K, N, e)
         losses = []
         share = 1.0  # of this batch in its optimiser step, over which the contrastive loss is averaged
         if input_ids is not None:
@@ -368,7 +368,7 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
         if text_input_ids is not None:
             texts = {"input_ids": text_input_ids, "attention_mask": text_attention_mask}
             text_tokens = self._compress_pass(k_max, **texts)  # (M, k_max, d)
-            output.text_embeds = pool_summary(text_tokens, k_max)
+            output.text_embeds = self._pool(text_tokens, k_max)
             if text_image is None:
                 if len(text_tokens) != num_images:
                     raise ValueError(
@@ -376,7 +376,7 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
                         "text_image which text describes which image."
                     )
                 text_image = torch.arange(len(text_tokens), device=text_tokens.device)
-            texts = torch.stack([pool_summary(text_tokens, k) for k in pooled])  # (K, M, e)
+            texts = torch.stack([self._pool(text_tokens, k) for k in pooled])  # (K, M, e)
             output.contrastive_loss = self.contrastive_loss(
                 output.image_embeds_by_length, texts, text_image, text_image_mask
             )

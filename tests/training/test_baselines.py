@@ -5,14 +5,22 @@ import json
 import pytest
 import tiny
 import torch
+from baseline_models import made
 from tiny_recipes import BACKBONE, DATA, TRAINING
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor, Fwd2BotSummary
+from fwd2bot.training.answering import image_tokens
 from fwd2bot.training.backbone import build_backbone, build_processor
 from fwd2bot.training.baselines import grid, report, run
-from fwd2bot.training.baselines.cache_model import CacheCompression
+from fwd2bot.training.baselines.cache_model import CacheCompression, SingleForward
 from fwd2bot.training.baselines.grid import METHODS, Row
-from fwd2bot.training.baselines.token_models import AttentionPruning, AveragePooling, QueryTransformer, TokenMerging
+from fwd2bot.training.baselines.token_models import (
+    AllTokens,
+    AttentionPruning,
+    AveragePooling,
+    QueryTransformer,
+    TokenMerging,
+)
 from fwd2bot.training.recipe import BackboneModel, load_recipe
 from fwd2bot.training.scenes import corpus
 from fwd2bot.training.tokenizer import train_tokenizer
@@ -45,19 +53,6 @@ def recipe(tmp_path_factory):
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(values))
     return load_recipe(path)
-
-
-def made(cls, k=4, **config):
-    """A baseline on the tiny LLaVA, whose adapters are random."""
-    torch.manual_seed(1)
-    model = cls.from_backbone(tiny.tiny_backbone(), num_summary_tokens=k, lora_rank=4, **config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_B." in name:
-                parameter.normal_(0, 0.1)
-            elif name.endswith(".summary_queries"):
-                parameter.normal_(0, 0.5)
-    return model.eval()
 
 
 def test_pooling_takes_the_mean_of_each_rectangle():
@@ -93,7 +88,7 @@ def test_merging_makes_equal_tokens_one_and_keeps_the_weighted_mean():
     assert TokenMerging.reduce(None, drawn, 5, None).shape == (2, 5, 8)
 
 
-@pytest.mark.parametrize("cls", [AttentionPruning, QueryTransformer, CacheCompression])
+@pytest.mark.parametrize("cls", [AttentionPruning, QueryTransformer, CacheCompression, SingleForward])
 def test_first_tokens_of_an_elastic_baseline_are_its_shorter_summary(cls):
     model = made(cls)
     model.set_attn_implementation("eager")
@@ -239,6 +234,19 @@ def test_backbone_of_a_fwd2bot_is_what_was_wrapped(tmp_path):
         assert torch.equal(taken(**inputs).logits, tiny.tiny_backbone()(**inputs).logits)
 
 
+def test_methods_fit_a_backbone_of_144_image_tokens():
+    """The recipe of the backbone with patches of 8 pixels, as docs/evaluation.md has it, but for its tokenizer."""
+    sizes = load_recipe("backbone.yaml", ["model.patch_size=8", "data.row_length=368"]).model
+    tokenizer = train_tokenizer(corpus(40, shapes_only=True), 400, sizes.max_position_embeddings)
+    processor = build_processor(sizes, tokenizer)
+    assert image_tokens(processor) == 144
+    pixels = processor(images=[tiny.pictures(1)], text=["<image>"], return_tensors="pt")["pixel_values"]
+    for cls, k in ((AllTokens, 144), (AveragePooling, 16), (TokenMerging, 16), (QueryTransformer, 16)):
+        backbone = build_backbone(sizes, tokenizer)
+        model = cls.from_backbone(backbone, num_summary_tokens=k, lora_rank=4).eval()
+        assert model.compress(input_ids=torch.ones(1, 1, dtype=torch.long), pixel_values=pixels).tokens.shape[1] == k
+
+
 def test_rows_have_names_of_their_own_and_known_methods():
     files = [row.file for row in grid.rows()]
     assert len(files) == len(set(files))
@@ -270,7 +278,7 @@ def result(name, method, seed, right, lengths=(4,), **more):
         "trained_parameters": 1234,
         "fingerprint": "0123456789",
         "versions": {"torch": "2"},
-        "command": "python",
+        "command": "python --rows one two --steps 10 --seeds 0",
     }
     return values | {"figures": figures} | more
 
@@ -290,13 +298,41 @@ def test_report_has_mean_and_range_of_seeds_costs_plots_and_what_was_not_run(tmp
     )
     report.main([str(folder), str(tmp_path / "docs")])
     page = (tmp_path / "docs" / "results.md").read_text()
-    assert "| pooling-k4 | 4 | 60.0 (50.0 to 70.0) | 50.0 (50.0 to 50.0) |" in page
-    assert "| 1,536 | 9,216 | 3.2 | 3 |" in page and "| uncompressed | 4 | 80.0 |" in page
+    assert "| pooling | 4 | 60.0 (50.0 to 70.0) | 50.0 (50.0 to 50.0) |" in page
+    assert "| 1,536 | 9,216 | 3 |" in page and "| uncompressed | 4 | 80.0 |" in page
     assert f"4 of {len(grid.rows())} rows were run" in page
     assert "- fwd2bot (seed 0, 1, 2): as shipped" in page and "- pooling-k4" not in page
-    assert "2.00 to 1.25" in page
+    assert "2.00 to 1.25" in page and "Command: `python --steps 10`" in page
     for name in ("results-tokens.png", "results-bytes.png"):
         assert f"({name})" in page and (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_table_has_a_line_for_each_length_and_ablations_apart(tmp_path):
+    several = result("fwd2bot", "fwd2bot", 0, 0.5)
+    cost = {"tokens_per_image": 16, "bytes_per_image": 6144, "cache_bytes": 36864, "first_token_ms": 3.2}
+    several["figures"]["k=16"] = {"answers": {"all": 0.75}}
+    several["figures"]["cost"]["k=16"] = cost
+    changed = result("rank-half", "fwd2bot", 0, 0.4, rank=0.5)
+    page = report.report([several, changed, result("pooling-k4", "pooling", 0, 0.3)], [])
+    methods, ablations = page.split("## Methods")[1].split("## Fwd2Bot with one thing changed")
+    lines = [line for line in methods.splitlines() if line.startswith("| ")][2:]
+    assert [line.split(" | ")[:3] for line in lines] == [
+        ["| fwd2bot", "4", "50.0"],
+        ["| ", "16", "75.0"],
+        ["| pooling", "4", "30.0"],
+    ]
+    assert "| rank-half | 4 | 40.0 |" in ablations.split("## The rows")[0]
+
+
+def test_findings_of_a_file_by_hand_stand_above_the_figures(tmp_path):
+    folder = write(tmp_path / "results", result("fwd2bot", "fwd2bot", 0, 0.5))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "results-findings.md").write_text("## What we found\n\nLittle.\n")
+    for _ in range(2):  # the page is made anew from both
+        report.main([str(folder), str(tmp_path / "docs")])
+        page = (tmp_path / "docs" / "results.md").read_text()
+        assert page.count("Little.") == 1
+        assert page.index("One frozen backbone") < page.index("Little.") < page.index("![Questions")
 
 
 def test_report_of_nothing_says_that_nothing_was_run(tmp_path):

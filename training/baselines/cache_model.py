@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import DynamicCache, GenerationMixin
+from transformers.utils import ModelOutput
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotSummary
 from fwd2bot.adapters_fwd2bot import run_stage
 from fwd2bot.backbone_fwd2bot import with_queries
 from fwd2bot.packing_fwd2bot import packed_attention_mask
+from fwd2bot.summary_fwd2bot import pool_summary, summary_from
 
 
 class CacheCompression(Fwd2BotForConditionalGeneration):
@@ -32,13 +34,21 @@ class CacheCompression(Fwd2BotForConditionalGeneration):
     def _compress_pass(self, num_summary_tokens: int, **inputs: Any) -> torch.Tensor:
         if "pixel_values" not in inputs:
             raise ValueError("CacheCompression embeds no texts; it has no retrieval.")
-        ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
+        return self._kept(self._pass(num_summary_tokens, **inputs).past_key_values, num_summary_tokens)
+
+    def _pass(
+        self, num_summary_tokens: int, input_ids: torch.Tensor, attention_mask: torch.Tensor, **inputs: Any
+    ) -> ModelOutput:
+        """`[image or text][prompt][queries]`, the first query at position 0."""
         first = self.get_input_embeddings().num_embeddings
-        queries = torch.arange(first, first + num_summary_tokens, device=ids.device)
-        rows = with_queries(self.backbone.base_model, queries, ids, mask, **inputs)
-        rows["position_ids"] = rows["position_ids"] - mask.sum(1, keepdim=True)  # the first query stands at 0
+        queries = torch.arange(first, first + num_summary_tokens, device=input_ids.device)
+        rows = with_queries(self.backbone.base_model, queries, input_ids, attention_mask, **inputs)
+        rows["position_ids"] = rows["position_ids"] - attention_mask.sum(1, keepdim=True)
         with run_stage("generate"):
-            cache = self.backbone.base_model(**rows, use_cache=True).past_key_values
+            return self.backbone.base_model(**rows, use_cache=True)
+
+    @staticmethod
+    def _kept(cache: DynamicCache, num_summary_tokens: int) -> torch.Tensor:
         kept = [part[:, :, -num_summary_tokens:] for layer in cache.layers for part in (layer.keys, layer.values)]
         return torch.stack(kept, 2).permute(0, 3, 2, 1, 4).flatten(2)  # (N, k, 2 * layers * heads * head_dim)
 
@@ -101,3 +111,34 @@ class CacheCompression(Fwd2BotForConditionalGeneration):
             return output[:, kept.shape[1] :]
         output.sequences = output.sequences[:, kept.shape[1] :]
         return output
+
+
+class SingleForward(CacheCompression):
+    """Fwd2Bot's task and losses in a single pass: queries are embedded, and the answer reads their keys and values.
+
+    `[image][prompt][queries][question][answer]` is one row under one adapter, whose question and answer see of what is
+    before them the queries alone. What a query gives at the end of the pass makes the embedding, as in Fwd2Bot; the
+    answer cannot wait for it, and reads the queries in every layer on the way. So what is kept for answers is the
+    cache, and for the embedding the summary: `(N, k, 2 * layers * heads * head_dim + d)`. Texts are embedded, so of
+    them the summary alone is kept, `(N, k, d)`.
+    """
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        named = Fwd2BotForConditionalGeneration.trained_parameters(self)
+        return {name: parameter for name, parameter in named.items() if ".compress." not in name}
+
+    def _compress_pass(self, num_summary_tokens: int, **inputs: Any) -> torch.Tensor:
+        output = self._pass(num_summary_tokens, **inputs)
+        summary = self.summary_projector(output.last_hidden_state[:, -num_summary_tokens:])  # (N, k, d)
+        if "pixel_values" not in inputs:
+            return summary
+        return torch.cat([self._kept(output.past_key_values, num_summary_tokens), summary], -1)
+
+    def _cache(self, tokens: torch.Tensor) -> DynamicCache:
+        return super()._cache(tokens[..., : -self.summary_projector.out_features])
+
+    def _pool(self, tokens: torch.Tensor, num_summary_tokens: int) -> torch.Tensor:
+        return pool_summary(tokens[..., -self.summary_projector.out_features :], num_summary_tokens)
+
+    def _check_summary(self, value: Any) -> Fwd2BotSummary:
+        return summary_from(value)

@@ -3,11 +3,22 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from fwd2bot import Fwd2BotForConditionalGeneration
+from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 
-from .cache_model import CacheCompression
+from .cache_model import CacheCompression, SingleForward
 from .token_models import AllTokens, AttentionPruning, AveragePooling, QueryTransformer, TokenMerging
-from .variants import FullFineTuning, MlpProjector, NoAdapters, NoProjector, SharedAdapter
+from .variants import (
+    AttentionPooling,
+    BeforeNorm,
+    FullFineTuning,
+    LastPooling,
+    MlpProjector,
+    NoAdapters,
+    NoProjector,
+    NormProjector,
+    PromptFirstProcessor,
+    SharedAdapter,
+)
 
 LENGTHS = [1, 2, 4, 8, 16]
 BARE = "uncompressed"  # nothing trains
@@ -21,12 +32,14 @@ class Method:
         model: the class; None is the bare backbone.
         embeds: whether it embeds pictures and texts, so that there is a contrastive loss and retrieval.
         shares: whether the rank of both stages goes into one adapter.
+        processor: the class, around the backbone's processor.
     """
 
     model: type | None
     embeds: bool = False
     shares: bool = True
     about: str = ""
+    processor: type = Fwd2BotProcessor
 
 
 METHODS = {
@@ -42,7 +55,23 @@ METHODS = {
     "no_adapters": Method(NoAdapters, embeds=True, about="queries and projector alone train"),
     "full_fine_tuning": Method(FullFineTuning, embeds=True, about="the language model trains, no adapters"),
     "no_projector": Method(NoProjector, embeds=True, shares=False, about="no summary projector"),
+    "norm_projector": Method(NormProjector, embeds=True, shares=False, about="a norm, not a linear projector"),
     "mlp_projector": Method(MlpProjector, embeds=True, shares=False, about="an MLP beside the linear projector"),
+    "single_forward": Method(
+        SingleForward, embeds=True, about="one pass, one adapter: the answer reads the queries in every layer"
+    ),
+    "prompt_first": Method(
+        Fwd2BotForConditionalGeneration,
+        embeds=True,
+        shares=False,
+        about="the prompt before the picture in the compress pass",
+        processor=PromptFirstProcessor,
+    ),
+    "before_norm": Method(BeforeNorm, embeds=True, shares=False, about="the summary from before the final norm"),
+    "last_pooling": Method(LastPooling, embeds=True, shares=False, about="embedding: the last vector, not the mean"),
+    "attention_pooling": Method(
+        AttentionPooling, embeds=True, shares=False, about="embedding: a weighted mean, the weights learned"
+    ),
 }
 
 
@@ -82,6 +111,8 @@ def rows() -> list[Row]:
         Row("full_fine_tuning", "full_fine_tuning"),
         Row("fixed-k4", "fwd2bot", [4]),
     ]
+    built = ("single_forward", "before_norm", "prompt_first", "last_pooling", "attention_pooling", "norm_projector")
+    losses += [Row(name, name) for name in built]
     more = [Row(f"{name}-k{k}", name, [k]) for k in (1, 16, 2, 8) for name in ("pooling", "merging")]
     details = [
         *(Row(f"contrastive_weight-{w:g}", "fwd2bot", config={"contrastive_loss_weight": w}) for w in (0.03, 1.0)),

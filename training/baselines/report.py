@@ -1,11 +1,13 @@
 """`python -m fwd2bot.training.baselines.report RESULTS DOCS`: tables and plots of the comparison from its JSON files.
 
-Writes `results.md`, and `results-tokens.png` and `results-bytes.png` if there is anything to plot, into DOCS. Rows
-without a file are listed as not run.
+Writes `results.md`, and `results-tokens.png` and `results-bytes.png` if there is anything to plot, into DOCS. What the
+figures say is written by hand, in DOCS/results-findings.md, and stands on top where that file is. Rows without a file
+are listed as not run.
 """
 
 import argparse
 import json
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -25,6 +27,9 @@ FIGURES = {
 }
 PLOTTED = ("fwd2bot", "pooling", "merging", "pruning", "query_transformer", "cache")
 LINES = (BARE, "uncompressed_lora")  # of all image tokens, drawn as lines
+FINDINGS = "results-findings.md"
+MARKERS = dict(zip(PLOTTED, "os^vDP", strict=True))
+COLOURS = dict(zip(PLOTTED, ("black", *(f"C{number}" for number in range(5))), strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = read(args.results)
     args.docs.mkdir(parents=True, exist_ok=True)
     plots = plot(found, args.docs)
-    (args.docs / "results.md").write_text(report(found, plots), encoding="utf-8")
+    findings = args.docs / FINDINGS
+    said = findings.read_text(encoding="utf-8") if findings.exists() else ""
+    (args.docs / "results.md").write_text(report(found, plots, said), encoding="utf-8")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -52,17 +59,24 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def report(found: list[dict[str, Any]], plots: Sequence[str]) -> str:
-    """The page as Markdown."""
+def report(found: list[dict[str, Any]], plots: Sequence[str], findings: str = "") -> str:
+    """The page as Markdown, `findings` between what was compared and its figures."""
     run = {(result["name"], result["seed"]) for result in found}
     open_rows = [row for row in rows() if (row.name, row.seed) not in run]
     lines = ["# Comparison with what else could be done with as many tokens", ""]
     lines += ["<!-- written by python -m fwd2bot.training.baselines.report; not to be edited by hand -->", ""]
     lines += [f"{len(found)} of {len(rows())} rows were run. [evaluation.md](evaluation.md) says how to run them.", ""]
     if found:
-        lines += [*_about(found[0], found), "", *_table(found), ""]
+        lines += [*_about(found[0], found), ""]
+    if findings.strip():
+        lines += [findings.strip(), ""]
     for name, words in zip(plots, ("tokens", "bytes of a picture, 2 bytes a number"), strict=False):
         lines += [f"![Questions right against {words}]({name})", ""]
+    methods = [result for result in found if _is_method(result)]
+    changed = [result for result in found if not _is_method(result)]
+    for heading, group in (("Methods", methods), ("Fwd2Bot with one thing changed", changed)):
+        if group:
+            lines += [f"## {heading}", "", *_table(group), ""]
     if found:
         lines += ["## The rows", "", *_methods(found), ""]
     if open_rows:
@@ -92,31 +106,47 @@ def _about(first: dict[str, Any], found: list[dict[str, Any]]) -> list[str]:
         f"{first['steps']:,} steps of {first['batch_size']} rows of {first['row_length']} tokens, LoRA rank "
         f"{first['lora_rank']} for each of two stages or twice that for one. "
         f"Judged on {first['test_pictures']:,} held-out pictures ({first['split']}), in per cent; "
-        "with several seeds the mean and the range. `tokens` is what the language model reads for a picture, `cache` "
-        "its keys and values, `first token` the time to it at batch size 1, in milliseconds.",
+        "with several seeds the mean and the range. `tokens` is what the language model reads for a picture, `bytes` "
+        "what is kept of it at two bytes a number, `cache bytes` its keys and values while an answer is made. "
+        "Times: [performance.md](performance.md).",
         "",
-        f"Command: `{first['command']}` ({versions}).",
+        f"Command: `{_of_all_rows(first['command'])}` ({versions}).",
     ]
     if cut:
         lines += ["", f"Stopped by `--minutes` before their last step: {', '.join(cut)}."]
     return lines
 
 
+def _of_all_rows(command: str) -> str:
+    """A command without the names and seeds of the rows that one of its calls was for."""
+    return re.sub(r" --(rows|seeds)( (?!--)\S+)+", "", command)
+
+
+def _is_method(result: dict[str, Any]) -> bool:
+    """Whether a result is of a method as it is, and no ablation."""
+    plain = not result["config"] and result["rank"] == 1 and "fixed" not in result["name"]
+    return plain and result["method"] in (*PLOTTED, *LINES)
+
+
 def _table(found: list[dict[str, Any]]) -> list[str]:
-    by_name = defaultdict(list)
+    """A line for each row and number of tokens; the lines of one method together, its name on the first."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for result in found:
-        by_name[result["name"]].append(result)
-    body = []
-    for name, results in by_name.items():
-        for setting in settings(results[0]):
-            cost = results[0]["figures"]["cost"][setting]
-            cells = [name, f"{cost['tokens_per_image']:,}"]
-            for path in FIGURES.values():
-                cells.append(spread([figure(result["figures"][setting], path) for result in results]))
-            cells += [f"{cost['bytes_per_image']:,}", f"{cost['cache_bytes']:,}", f"{cost['first_token_ms']:.1f}"]
-            body.append([*cells, str(len(results))])
-    header = ["row", "tokens", *FIGURES, "bytes", "cache bytes", "first token", "seeds"]
-    return table(header, body).splitlines()
+        one = result["method"] if _is_method(result) else result["name"]  # trainings of several k are one method
+        for setting in settings(result):
+            groups[one, setting].append(result)
+    order = list(dict.fromkeys(name for name, _ in groups))
+    cost = {key: results[0]["figures"]["cost"][key[1]] for key, results in groups.items()}
+    body, last = [], None
+    for key in sorted(groups, key=lambda key: (order.index(key[0]), cost[key]["tokens_per_image"])):
+        name, setting = key
+        cells = ["" if name == last else name, f"{cost[key]['tokens_per_image']:,}"]
+        for path in FIGURES.values():
+            cells.append(spread([figure(result["figures"][setting], path) for result in groups[key]]))
+        cells += [f"{cost[key]['bytes_per_image']:,}", f"{cost[key]['cache_bytes']:,}", str(len(groups[key]))]
+        body.append(cells)
+        last = name
+    return table(["row", "tokens", *FIGURES, "bytes", "cache bytes", "seeds"], body).splitlines()
 
 
 def spread(values: Sequence[float | None]) -> str:
@@ -152,41 +182,64 @@ def _not_run(open_rows: Sequence[Row]) -> list[str]:
 
 def plot(found: list[dict[str, Any]], folder: Path) -> list[str]:
     """Questions right against tokens and against bytes; the names of the files."""
-    points: dict[str, dict[int, tuple[list[float], int]]] = defaultdict(dict)
-    for result in found:
-        kind = result["method"]
-        if kind not in (*PLOTTED, *LINES) or result["config"] or result["rank"] != 1 or "fixed" in result["name"]:
-            continue
-        for setting in settings(result):
-            cost = result["figures"]["cost"][setting]
-            right = figure(result["figures"][setting], FIGURES["questions right"])
-            values, _ = points[kind].setdefault(cost["tokens_per_image"], ([], cost["bytes_per_image"]))
-            values.append(100 * right)
+    points = _points(found)
     if not points:
         return []
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     names = []
-    for name, words in (("tokens", "tokens for a picture"), ("bytes", "bytes for a picture")):
-        drawing, axes = pyplot.subplots(figsize=(7, 4.5))
-        for kind, of_kind in points.items():
-            means = {k: (statistics.mean(values), size) for k, (values, size) in sorted(of_kind.items())}
-            if kind in LINES:
-                [(level, _)] = means.values()
-                axes.axhline(level, linestyle="--" if kind == BARE else ":", color="black", label=kind)
-                continue
-            x = [k if name == "tokens" else size for k, (_, size) in means.items()]
-            axes.plot(x, [mean for mean, _ in means.values()], marker="o", label=kind)
+    for name, words in (("tokens", "tokens for a picture"), ("bytes", "bytes for a picture, 2 bytes a number")):
+        drawing, axes = pyplot.subplots(figsize=(8.5, 4.8))
+        ticks = set()
+        for kind in [kind for kind in PLOTTED if kind in points]:
+            curve = {(k if name == "tokens" else size): values for (k, size), values in sorted(points[kind].items())}
+            means = [statistics.mean(values) for values in curve.values()]
+            down = [mean - min(values) for mean, values in zip(means, curve.values(), strict=True)]
+            up = [max(values) - mean for mean, values in zip(means, curve.values(), strict=True)]
+            look = {"color": COLOURS[kind], "marker": MARKERS[kind], "linewidth": 2.2 if kind == PLOTTED[0] else 1.4}
+            axes.errorbar(list(curve), means, [down, up], capsize=3, label=kind, **look)
+            ticks |= set(curve)
+        for kind in [kind for kind in LINES if kind in points]:
+            [((tokens, size), values)] = points[kind].items()
+            level, style = statistics.mean(values), "--" if kind == BARE else ":"
+            label = f"{kind}\n({tokens if name == 'tokens' else size:,} {name})"
+            axes.axhline(level, linestyle=style, color="dimgray", label=label)
         axes.set(xscale="log", xlabel=words, ylabel="questions right, %")
-        axes.legend()
+        if ticks:
+            axes.set_xticks(sorted(ticks) if name == "tokens" else _thinned(sorted(ticks)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(alpha=0.3)
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
         drawing.tight_layout()
         names.append(f"results-{name}.png")
         drawing.savefig(folder / names[-1], dpi=120, metadata={"Software": None})
         pyplot.close(drawing)
     return names
+
+
+def _points(found: list[dict[str, Any]]) -> dict[str, dict[tuple[int, int], list[float]]]:
+    """Of each method, the questions right in per cent, seed by seed, at each (tokens, bytes)."""
+    points: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for result in filter(_is_method, found):
+        for setting in settings(result):
+            cost = result["figures"]["cost"][setting]
+            right = figure(result["figures"][setting], FIGURES["questions right"])
+            points[result["method"]][cost["tokens_per_image"], cost["bytes_per_image"]].append(100 * right)
+    return points
+
+
+def _thinned(values: Sequence[int]) -> list[int]:
+    """Those of sorted values that are at least twice the one before, so that their labels do not touch."""
+    kept: list[int] = []
+    for value in values:
+        if not kept or value >= 2 * kept[-1]:
+            kept.append(value)
+    return kept
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def build(row: Row, recipe: Recipe, backbone: Path) -> tuple[Any, Any]:
     for parameter in model.mark_trainable().values():
         parameter.data = parameter.data.float()
     prompts = {name: getattr(model.config, name) for name in ("image_prompt", "text_prompt")}
-    return model, Fwd2BotProcessor(processor, **prompts)
+    return model, method.processor(processor, **prompts)
 
 
 def build_trainer(row: Row, recipe: Recipe, model: Any, processor: Any, options: dict[str, Any]) -> Fwd2BotTrainer:

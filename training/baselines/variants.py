@@ -4,11 +4,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from transformers import BatchFeature
 from transformers.utils import ModelOutput
 
-from fwd2bot import Fwd2BotForConditionalGeneration
+from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 from fwd2bot.adapters_fwd2bot import run_stage
 from fwd2bot.backbone_fwd2bot import with_queries
+from fwd2bot.last_positions_fwd2bot import only_last_positions
 
 
 class SharedAdapter(Fwd2BotForConditionalGeneration):
@@ -56,6 +59,67 @@ class NoProjector(Fwd2BotForConditionalGeneration):
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         return {n: value for n, value in super().trained_parameters().items() if not n.startswith("summary_projector")}
+
+
+class NormProjector(Fwd2BotForConditionalGeneration):
+    """A norm with learned scales instead of the linear layer; it begins at that one's scale."""
+
+    def __init__(self, config: Any, **kwargs: Any):
+        super().__init__(config, **kwargs)
+        text = config.get_text_config()
+        self.summary_projector = nn.RMSNorm(text.hidden_size, eps=getattr(text, "rms_norm_eps", None))
+        self.summary_projector.out_features = text.hidden_size  # as the model asks of its linear layer
+        nn.init.constant_(self.summary_projector.weight, 0.1)
+
+
+class BeforeNorm(Fwd2BotForConditionalGeneration):
+    """What the last layer gives at the queries is projected as it is, before the language model's final norm."""
+
+    def _compress_pass(self, num_summary_tokens: int, **inputs: Any) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        watch = self.get_decoder().norm.register_forward_pre_hook(lambda norm, given: seen.append(given[0]))
+        try:
+            with only_last_positions(num_summary_tokens):
+                self._read_with_queries(num_summary_tokens, **inputs)
+        finally:
+            watch.remove()
+        return self.summary_projector(seen[0][:, -num_summary_tokens:])  # (N, k, d)
+
+
+class LastPooling(Fwd2BotForConditionalGeneration):
+    """The last of the k vectors is the embedding, instead of their mean."""
+
+    def _pool(self, tokens: torch.Tensor, num_summary_tokens: int) -> torch.Tensor:
+        return F.normalize(tokens[:, num_summary_tokens - 1].float(), dim=-1)
+
+
+class AttentionPooling(Fwd2BotForConditionalGeneration):
+    """A learned vector says how much each of the k vectors counts in the embedding; all alike to begin with."""
+
+    def __init__(self, config: Any, **kwargs: Any):
+        super().__init__(config, **kwargs)
+        self.pooling_query = nn.Parameter(torch.zeros(config.get_text_config().hidden_size))
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        return super().trained_parameters() | {"pooling_query": self.pooling_query}
+
+    def _pool(self, tokens: torch.Tensor, num_summary_tokens: int) -> torch.Tensor:
+        tokens = tokens[:, :num_summary_tokens].float()  # (N, k, d)
+        weights = (tokens @ self.pooling_query.float()).softmax(1)  # (N, k)
+        return F.normalize((weights.unsqueeze(-1) * tokens).sum(1), dim=-1)
+
+
+class PromptFirstProcessor(Fwd2BotProcessor):
+    """The prompt of the compress pass before the picture: `[prompt][image][queries]`. Texts are as they were."""
+
+    def process_images(self, images: Any) -> BatchFeature:
+        turn = {"role": "user", "content": [{"type": "text", "text": f"{self.image_prompt}\n{self.image_token}"}]}
+        prompt = self.apply_chat_template([turn], add_generation_prompt=True)
+        batch = super().process_images(images)
+        place = self.tokenizer.convert_tokens_to_ids(self.image_token)
+        patches = int((batch["input_ids"][0] == place).sum())
+        prompts = [prompt.replace(self.image_token, self.image_token * patches)] * len(batch["pixel_values"])
+        return BatchFeature({**batch, **self._tokenize(prompts)})
 
 
 class MlpProjector(Fwd2BotForConditionalGeneration):
