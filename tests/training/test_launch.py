@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from source_recipes import sources, write_source_recipe
+from source_recipes import sources, write_data, write_source_recipe
 
 import fwd2bot.training
 from fwd2bot import Fwd2BotForConditionalGeneration
@@ -43,11 +43,21 @@ def logged(folder: Path, step: int) -> list[dict[str, float]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("configuration", ["fsdp2.yaml"])
 def test_launched_processes_log_what_one_process_logs(tmp_path, configuration):
-    """Over 20 steps, with chunks, checkpointed layers, evaluation by generation; and gone on with from step 10."""
+    """Over 20 steps, with chunks, some without a picture, checkpointed layers and evaluation by generation.
+
+    And gone on with from step 10.
+    """
     judged = {**OPTIONS, "eval_strategy": "steps", "eval_steps": 10, tiny.CHECKPOINTING: True}
+    write_data(tmp_path)
+    asked = [{"from": "human", "value": "Which number?"}, {"from": "gpt", "value": "the first one"}]
+    words = tmp_path / "words.json"
+    words.write_text(json.dumps([{"id": str(number), "conversations": asked} for number in range(4)]))
     sections = {
+        "data": {
+            "sources": [*sources(tmp_path), {"name": "words", "format": "llava", "path": str(words), "use": "ar"}]
+        },
         "validation": {"sources": sources(tmp_path), "samples": 4, "max_new_tokens": 2},
-        "contrastive": {"chunk_size": 3},
+        "contrastive": {"chunk_size": 1},
     }
     one = write_source_recipe(tmp_path, tmp_path / "one", sections, **judged, per_device_train_batch_size=8)
     train(load_recipe(one))
@@ -67,3 +77,13 @@ def test_launched_processes_log_what_one_process_logs(tmp_path, configuration):
     again = launch(configuration, two)
     assert again.returncode == 0, again.stderr[-4000:]
     assert logged(tmp_path / "two", 20) == found
+
+
+@pytest.mark.slow
+def test_check_behind_the_launcher_tries_a_divided_step_and_prints_once(tmp_path):
+    recipe = write_source_recipe(tmp_path, tmp_path / "run")
+    started = launch("fsdp2.yaml", recipe, "--check")
+    assert started.returncode == 0, started.stderr[-4000:]
+    assert started.stdout.count("weights on each of 2 processes of fsdp2.yaml") == 1
+    assert started.stdout.count("one step on cpu") == 1
+    assert not (tmp_path / "run").exists()
