@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 from fwd2bot import Fwd2BotForConditionalGeneration
 
 from .recipe import Recipe
-from .sharding import divided_modules, is_sharded
+from .sharding import divided_modules, divided_parameters, is_sharded
 
 GB = 1024**3
 REACHED = 0.4  # share of a plain matrix product's speed that a training step may reach
@@ -47,10 +47,7 @@ class DividedWeights:
 
 def divided_weights(model: Fwd2BotForConditionalGeneration, processes: int) -> DividedWeights:
     """What each of so many processes would hold of a model, which may be without its weights (on the device meta)."""
-    modules = [
-        [parameter for parameter in module.parameters() if not parameter.requires_grad]
-        for module in divided_modules(model)
-    ]
+    modules = list(divided_parameters(model).values())
     part = sum(
         -(-len(parameter) // processes) * (parameter.numel() // len(parameter)) * parameter.element_size()
         for parameters in modules

@@ -81,14 +81,14 @@ def shard_frozen(
             "FSDP2 divides the backbone among processes, and this run has one. Start several: accelerate launch "
             "--config_file fsdp2.yaml --num_processes N"
         )
-    divided = divided_modules(model)
+    divided = divided_parameters(model)
     model.mark_trainable()
     mesh = init_device_mesh(device.type, (world_size(),))
     of_tower = set(vision_layers(model))
-    for module in divided:
-        trained = {value for value in module.parameters() if value.requires_grad}
+    for module, parameters in divided.items():
+        whole = set(module.parameters()) - set(parameters)
         reshard = reshard_after_forward or module in of_tower
-        fully_shard(module, mesh=mesh, reshard_after_forward=reshard, ignored_params=trained)
+        fully_shard(module, mesh=mesh, reshard_after_forward=reshard, ignored_params=whole)
     # Both passes run the base model. As the root of what is in it, it lets a module's weights come in while the one
     # before it still computes; it has no part of its own.
     base_model = model.backbone.base_model
@@ -99,6 +99,15 @@ def shard_frozen(
     model._ddp_params_and_buffers_to_ignore = [
         name for name, value in model.named_parameters() if isinstance(value, DTensor)
     ]
+
+
+def divided_parameters(model: Fwd2BotForConditionalGeneration) -> dict[nn.Module, list[nn.Parameter]]:
+    """What is divided of each of `divided_modules`: all but what Fwd2Bot adds, and scalars, which FSDP2 refuses."""
+    own = {id(value) for value in model.trained_parameters().values()}
+    return {
+        module: [value for value in module.parameters() if id(value) not in own and value.ndim]
+        for module in divided_modules(model)
+    }
 
 
 def divided_modules(model: Fwd2BotForConditionalGeneration) -> list[nn.Module]:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from fwd2bot import Fwd2BotForConditionalGeneration
-from fwd2bot.training.sharding import divided_modules, vision_layers
+from fwd2bot.training.sharding import divided_parameters, vision_layers
 
 from .tiny_families import FAMILIES, build
 
@@ -15,8 +15,9 @@ LAYER = re.compile(r"\.(layers?|blocks)\.\d+\.")
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_no_frozen_weight_of_a_layer_is_left_whole(name):
     model = Fwd2BotForConditionalGeneration.from_backbone(build(name)[0], num_summary_tokens=2, lora_rank=2)
-    divided = {id(value) for module in divided_modules(model) for value in module.parameters()}
+    divided = {id(value) for parameters in divided_parameters(model).values() for value in parameters}
     whole = [key for key, value in model.named_parameters() if not value.requires_grad and id(value) not in divided]
     assert not [key for key in whole if LAYER.search(key)]
     assert vision_layers(model)
-    assert len(divided) == sum(len(list(module.parameters())) for module in divided_modules(model))  # in one each
+    assert len(divided) == sum(map(len, divided_parameters(model).values()))  # each in one module
+    assert not divided & {id(value) for value in model.trained_parameters().values()}

@@ -75,6 +75,15 @@ def test_part_of_a_process_is_that_of_layers_and_of_embeddings_that_are_apart(ti
     assert found.gathered == max(one_layer, of_words)
 
 
+def test_scalar_of_a_layer_and_an_adapter_that_does_not_train_stay_whole(tiny_fwd2bot):
+    before = divided_weights(tiny_fwd2bot, 2)
+    tiny_fwd2bot.get_decoder().layers[0].scale = torch.nn.Parameter(torch.ones(()), requires_grad=False)
+    for name, value in tiny_fwd2bot.trained_parameters().items():
+        value.requires_grad_(".generate." in name)
+    after = divided_weights(tiny_fwd2bot, 2)
+    assert (after.part, after.whole, after.gathered) == (before.part, before.whole + 4, before.gathered)
+
+
 def test_process_holds_what_the_estimate_says(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
