@@ -17,12 +17,16 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoProcessor, TrainingArguments
 
-from fwd2bot import Fwd2BotProcessor
+from fwd2bot import Fwd2BotConfig, Fwd2BotForConditionalGeneration, Fwd2BotProcessor
+from fwd2bot.backbone_fwd2bot import check_processor
 
 from .data import IGNORED
-from .estimates import counted_table, free_memory, frozen_weights, measured_table
+from .estimates import counted_table, fits, measured_table
+from .fwd2bot_model import outline_fwd2bot
+from .gathering import all_agree
 from .recipe import Recipe
-from .run_checks import check_folder, check_recipe, check_same_run
+from .run_checks import check_folder, check_recipe, check_same_run, check_summary_length
+from .sharding import take_over_sharding
 from .source_recipe import SourcesData
 from .sources import (
     MalformedRowError,
@@ -34,6 +38,7 @@ from .sources import (
     run_mixture,
 )
 from .trainer import newest_checkpoint
+from .validation_data import validation_of
 
 SAMPLED = 64  # rows of each source that are read
 EXAMPLE_TOKENS = 400  # of a decoded example
@@ -57,12 +62,18 @@ class SourceReport:
     example: dict[str, Any] | None = None
 
 
-def check(recipe: Recipe, console: Console | None = None) -> None:
+def check(recipe: Recipe, console: Console | None = None, processes: int | None = None) -> None:
     """Print what a run of this recipe would read, and an estimate of its memory and time; train nothing.
 
     The model is built as for the run, in a folder that is removed again, and goes once forward and backward on the
-    first batch, so that what cannot work fails here. Where its weights do not fit into the memory, only the data are
-    read and the estimate is made by counts. The folder of the run is looked at and left as it is.
+    first batch, so that what cannot work fails here. Where its weights do not fit into the memory, the model is built
+    without them, for what its config can tell, and the estimate is made by counts. The folder of the run is looked at
+    and left as it is.
+
+    Started by `accelerate launch`, all processes take part, and the first one prints.
+
+    Args:
+        processes: tell what each of so many would hold, if they were started with `accelerate/fsdp2.yaml`.
 
     Raises:
         ValueError: the recipe has no `data.sources`, one of them cannot be used (see `Source`), or
@@ -74,25 +85,24 @@ def check(recipe: Recipe, console: Console | None = None) -> None:
     console = console or Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     if not isinstance(recipe.data, SourcesData):
         raise ValueError("--check reads data sets, but the recipe has no data.sources; the drawn world needs none")
+    sharded = take_over_sharding() is not None
     args = training_arguments(recipe.training)
-    check_recipe(recipe, args)
+    console.quiet = args.process_index > 0
+    check_recipe(recipe, args, sharded)
+    if processes is not None:
+        check_processes(processes, recipe, args)
     output_dir = Path(args.output_dir)
     check_folder(output_dir, make=False)
     checkpoint = newest_checkpoint(output_dir, clean=False) if recipe.resume else None
-    check_same_run(recipe, output_dir, checkpoint, world_size=None)  # one process may look for a run of many
+    # one process may look for a run of many
+    check_same_run(recipe, output_dir, checkpoint, args.world_size if args.world_size > 1 else None, sharded)
+    outline = outline_fwd2bot(recipe, args, sharded) if recipe.kind == "fwd2bot" else None
     with tempfile.TemporaryDirectory(prefix="fwd2bot-check-") as folder:
         recipe = dataclasses.replace(recipe, training=recipe.training | {"output_dir": folder, "report_to": "none"})
         args = training_arguments(recipe.training)
-        frozen = frozen_weights(recipe) if recipe.kind == "fwd2bot" else (0, 0)
-        if frozen[1] > free_memory(args.device):
-            processor = backbone_processor_of(recipe)
-            mixture = run_mixture(open_sources(recipe.data), recipe.data, processor, args)
-            collator = SourceCollator(processor, recipe.contrastive.chunk_size)
-            print_sources(mixture, console)
-            batch, reading = first_batch(mixture, collator, args)
-            mixture.close()
-            console.print(batch_table(batch, processor.image_token_id))
-            console.print(counted_table(recipe, args, batch, frozen, reading))
+        if outline is not None and not all_agree(fits(outline, recipe, args, sharded), args.device):
+            processes = args.world_size if sharded else processes
+            check_without_weights(recipe, args, outline, console, processes)
             return
         trainer = build_trainer(recipe)
         print_sources(trainer.train_dataset, console)
@@ -101,9 +111,43 @@ def check(recipe: Recipe, console: Console | None = None) -> None:
         config = trainer.model.config
         console.print(batch_table(batch, config.backbone_config.image_token_id if "chunks" in batch else None))
         if hasattr(config, "summary_lengths"):
-            lengths, most = config.summary_lengths, config.num_summary_tokens
-            console.print(f"k is one of {lengths} for each image, at most {most}", markup=False, highlight=False)
-        console.print(measured_table(trainer, batch, reading))
+            print_lengths(config, console)
+        console.print(measured_table(trainer, batch, reading, processes))
+
+
+def check_processes(processes: int, recipe: Recipe, args: TrainingArguments) -> None:
+    """Raise `ValueError` for a number of processes to ask about that FSDP2 would not start with."""
+    if processes < 2:
+        raise ValueError(f"--processes is {processes}; FSDP2 divides weights among 2 or more")
+    if args.world_size not in (1, processes):
+        raise ValueError(f"--processes is {processes}, but {args.world_size} were started; leave it out")
+    check_recipe(recipe, args, sharded=True)
+
+
+def check_without_weights(
+    recipe: Recipe,
+    args: TrainingArguments,
+    outline: Fwd2BotForConditionalGeneration,
+    console: Console,
+    processes: int | None,
+) -> None:
+    """What `check` does where the weights do not fit into the memory."""
+    processor = backbone_processor_of(recipe)
+    check_processor(outline.backbone, processor.backbone_processor)
+    check_summary_length(recipe, outline.config.num_summary_tokens)
+    validation_of(recipe, processor, args)
+    mixture = run_mixture(open_sources(recipe.data), recipe.data, processor, args)
+    print_sources(mixture, console)
+    batch, reading = first_batch(mixture, SourceCollator(processor, recipe.contrastive.chunk_size), args)
+    mixture.close()
+    console.print(batch_table(batch, processor.image_token_id))
+    print_lengths(outline.config, console)
+    console.print(counted_table(outline, recipe, args, batch, reading, processes))
+
+
+def print_lengths(config: Fwd2BotConfig, console: Console) -> None:
+    said = f"k is one of {config.summary_lengths} for each image, at most {config.num_summary_tokens}"
+    console.print(said, markup=False, highlight=False)
 
 
 def print_sources(mixture: SourceMixture, console: Console) -> None:

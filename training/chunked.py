@@ -105,6 +105,7 @@ class _Part:
     gradient: torch.Tensor | None = None  # (K, n, e), of the contrastive loss
     # Where weights are sharded, every process runs the same passes, if need be on nothing.
     in_step: bool = False
+    idle: dict[str, torch.Tensor] | None = None  # arguments of `forward`, in place of images that are not there
     talks_too: bool = False  # a generate pass on nothing, since another process has one at this place
     nothing: torch.Tensor | int = 0
 
@@ -115,14 +116,14 @@ class _Part:
             given["num_summary_tokens"] = self.lengths
         else:  # words alone, in no placeholder
             given.pop("placeholder_image", None)
-        nothing = _idle_pass(model, "compress") if self.in_step and not has_images else 0
+        nothing = _idle_pass(model, self.idle) if self.in_step and not has_images else 0
         if given:
             output = model(**given, num_items_in_batch=num_items)
             self.embeds, self.autoregressive = output.image_embeds_by_length, output.autoregressive_loss
         if self.in_step and self.embeds is not None:
             nothing = nothing + 0 * self.embeds.sum()
         if self.talks_too and not embed_only:
-            nothing = nothing + _idle_pass(model, "generate")
+            nothing = nothing + _idle_pass(model, None)
         self.nothing = nothing
 
     def remember_rng(self) -> None:
@@ -133,12 +134,16 @@ class _Part:
         set_device_states(*self.rng[1:])
 
 
-def _idle_pass(model: Fwd2BotForConditionalGeneration, stage: str) -> torch.Tensor:
-    """A pass over two tokens, for the collective operations in it: zero, with a graph."""
+def _idle_pass(model: Fwd2BotForConditionalGeneration, compress: dict[str, torch.Tensor] | None) -> torch.Tensor:
+    """A compress pass, or a generate pass over two tokens, for the collective operations in it: zero, with a graph."""
+    if compress is None:
+        return 0 * model(**_two_tokens(model)).logits.sum()
+    return 0 * model(**compress, num_summary_tokens=1).image_embeds.sum()
+
+
+def _two_tokens(model: Fwd2BotForConditionalGeneration, prefix: str = "") -> dict[str, torch.Tensor]:
     ids = torch.full((1, 2), model._pad_token_id, device=model.device)
-    if stage == "generate":
-        return 0 * model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.sum()
-    return 0 * model(compress_input_ids=ids, compress_attention_mask=torch.ones_like(ids)).image_embeds.sum()
+    return {f"{prefix}input_ids": ids, f"{prefix}attention_mask": torch.ones_like(ids)}
 
 
 class ChunkedStep:
@@ -147,13 +152,21 @@ class ChunkedStep:
     Args:
         model: in training mode it gets a drawn length for each image, else the configured one for all.
         gather: whether the contrastive loss is over the batches of all processes, or over that of each by itself.
+        any_image: `process_images` of some image. A process of a sharded model compresses it where another has
+            images and this one has none.
 
     Raises:
         ValueError: for a sharded model without gathering.
     """
 
-    def __init__(self, model: Fwd2BotForConditionalGeneration, gather: bool = True):
+    def __init__(
+        self,
+        model: Fwd2BotForConditionalGeneration,
+        gather: bool = True,
+        any_image: Mapping[str, torch.Tensor] | None = None,
+    ):
         self.model, self.gather, self.sharded = model, gather, is_sharded(model)
+        self.any_image = {f"compress_{name}": value for name, value in (any_image or {}).items()}
         if self.sharded and not gather:
             raise ValueError(
                 "contrastive.gather is false, but with FSDP2 all processes run the same passes, so that they "
@@ -255,6 +268,7 @@ class ChunkedStep:
             part.talks_too = bool(other) and not own
         for part in (*texts, *images):
             part.in_step = True
+            part.idle = _two_tokens(self.model, "compress_") if part.is_text else self.any_image
         return [*texts, *images]
 
     def _contrast(

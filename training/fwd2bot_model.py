@@ -3,9 +3,17 @@
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, BitsAndBytesConfig, ProcessorMixin, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    ProcessorMixin,
+    TrainingArguments,
+)
 
 from fwd2bot import Fwd2BotConfig, Fwd2BotForConditionalGeneration, Fwd2BotProcessor
+from fwd2bot.adapters_fwd2bot import lora_arguments
 from fwd2bot.backbone_fwd2bot import load_backbone
 from fwd2bot.configuration_fwd2bot import STAGES
 from fwd2bot.folder_fwd2bot import check_name
@@ -30,24 +38,12 @@ def build_fwd2bot(
     """
     chosen = recipe.model
     check_name(chosen.init_from or chosen.backbone, "Fwd2Bot" if chosen.init_from else "backbone")
-    settings: dict[str, Any] = {"summary_lengths": chosen.summary_lengths, **chosen.config}
-    if recipe.contrastive.loss is not None:
-        settings["contrastive_loss"] = recipe.contrastive.loss
-    if chosen.train_connector:
-        settings["train_connector"] = True
+    settings = settings_of(recipe)
     loading: dict[str, Any] = {"dtype": getattr(torch, chosen.dtype)}
     if chosen.quantization:
         loading |= {"quantization_config": quantization(chosen), "device_map": {"": args.device}}
     if chosen.init_from:
-        stored = Fwd2BotConfig.from_pretrained(chosen.init_from).to_dict()
-        asked = settings.get("contrastive_loss", stored["contrastive_loss"])
-        if asked != stored["contrastive_loss"]:
-            raise ValueError(
-                f"contrastive.loss is {asked}, but {chosen.init_from} was trained with {stored['contrastive_loss']}, "
-                "and the two have different weights. Leave it out, or begin with a new model"
-            )
-        config = Fwd2BotConfig.from_dict(stored | settings)
-        check_connector(recipe, args, config.train_connector, sharded)
+        config = stored_config(recipe, args, sharded)
         model = Fwd2BotForConditionalGeneration.from_pretrained(chosen.init_from, config=config, **loading)
         processor = Fwd2BotProcessor.from_pretrained(chosen.init_from).backbone_processor
     else:
@@ -70,6 +66,67 @@ def build_fwd2bot(
     for parameter in model.mark_trainable().values():
         parameter.data = parameter.data.float()
     return model, processor
+
+
+def outline_fwd2bot(recipe: Recipe, args: TrainingArguments, sharded: bool = False) -> Fwd2BotForConditionalGeneration:
+    """The model of `build_fwd2bot` without its weights (on the device meta), made of the config alone.
+
+    Its parameters have the sizes and dtypes of a run, but for `model.quantization`, which is not looked at.
+
+    Raises:
+        As `build_fwd2bot`, as far as no weights are needed for it.
+    """
+    chosen = recipe.model
+    check_name(chosen.init_from or chosen.backbone, "Fwd2Bot" if chosen.init_from else "backbone")
+    config = None
+    if chosen.init_from:
+        config = stored_config(recipe, args, sharded)
+        backbone_config = config.backbone_config
+    else:
+        backbone_config = AutoConfig.from_pretrained(chosen.backbone, revision=chosen.backbone_revision or "main")
+    with torch.device("meta"):
+        backbone = AutoModelForImageTextToText.from_config(backbone_config, dtype=getattr(torch, chosen.dtype))
+        if config is None:
+            default = {"r": chosen.lora_rank, "lora_alpha": chosen.lora_rank}
+            config = Fwd2BotConfig(
+                backbone_config=backbone_config,
+                num_summary_tokens=chosen.num_summary_tokens,
+                adapters=lora_arguments(adapter_arguments(chosen), default, backbone.get_decoder()),
+                **settings_of(recipe),
+            )
+        model = Fwd2BotForConditionalGeneration(config, backbone=backbone)
+    for parameter in model.mark_trainable().values():
+        parameter.data = parameter.data.float()
+    return model
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """The fields of `Fwd2BotConfig` that a recipe sets, but for the number of summary tokens and the adapters."""
+    settings: dict[str, Any] = {"summary_lengths": recipe.model.summary_lengths, **recipe.model.config}
+    if recipe.contrastive.loss is not None:
+        settings["contrastive_loss"] = recipe.contrastive.loss
+    if recipe.model.train_connector:
+        settings["train_connector"] = True
+    return settings
+
+
+def stored_config(recipe: Recipe, args: TrainingArguments, sharded: bool) -> Fwd2BotConfig:
+    """The config of `model.init_from` with what the recipe sets.
+
+    Raises:
+        ValueError: for a setting that does not fit that model.
+    """
+    source, settings = recipe.model.init_from, settings_of(recipe)
+    stored = Fwd2BotConfig.from_pretrained(source).to_dict()
+    asked = settings.get("contrastive_loss", stored["contrastive_loss"])
+    if asked != stored["contrastive_loss"]:
+        raise ValueError(
+            f"contrastive.loss is {asked}, but {source} was trained with {stored['contrastive_loss']}, "
+            "and the two have different weights. Leave it out, or begin with a new model"
+        )
+    config = Fwd2BotConfig.from_dict(stored | settings)
+    check_connector(recipe, args, config.train_connector, sharded)
+    return config
 
 
 def adapter_arguments(chosen: Fwd2BotModel) -> dict[str, dict[str, Any]] | None:

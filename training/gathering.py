@@ -26,6 +26,11 @@ def gather_counts(counts: list[int], device: torch.device) -> torch.Tensor:
     return torch.stack(found).cpu()
 
 
+def all_agree(yes: bool, device: torch.device) -> bool:
+    """Whether every process says yes."""
+    return bool(gather_counts([int(yes)], device).all())
+
+
 def gather_rows(rows: torch.Tensor, counts: torch.Tensor) -> list[torch.Tensor]:
     """The rows `(n_w, ...)` of every process w, in order; without gradients.
 

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from fwd2bot.adapter_checkpoint_fwd2bot import OWN_WEIGHTS
 
 from .recipe import Recipe
+from .source_recipe import SourcesData
 
 # What a run that goes on may have changed: how long it is, what it shows, saves and evaluates, and how it is computed.
 MAY_DIFFER = (
@@ -61,6 +62,11 @@ def check_recipe(recipe: Recipe, args: TrainingArguments, sharded: bool = False)
     Args:
         sharded: whether the run was started with FSDP2, see `sharding`.
     """
+    if isinstance(recipe.data, SourcesData) and args.train_sampling_strategy != "random":
+        raise ValueError(
+            f"training.train_sampling_strategy is {args.train_sampling_strategy}, but the order of samples is that of "
+            "the mixture, and each batch is put in the order of its lengths. Leave it out"
+        )
     if recipe.kind != "fwd2bot":
         if sharded:
             raise ValueError(
@@ -71,6 +77,11 @@ def check_recipe(recipe: Recipe, args: TrainingArguments, sharded: bool = False)
     for name in ("quantization", "train_connector") if sharded else ():
         if getattr(recipe.model, name):
             raise ValueError(f"model.{name} cannot be with FSDP2; start the run with ddp.yaml, or leave it out")
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"training.label_smoothing_factor is {args.label_smoothing_factor}, which the losses of a Fwd2Bot do not "
+            "have. Leave it out"
+        )
     chunk, batch = recipe.contrastive.chunk_size, args.per_device_train_batch_size
     if chunk is not None and chunk > batch:
         raise ValueError(

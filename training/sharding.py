@@ -1,4 +1,4 @@
-"""The frozen weights of the language model's layers over the processes (FSDP2), what trains whole on each of them.
+"""The frozen weights of the backbone divided among the processes (FSDP2), what trains whole on each of them.
 
 Adapters, queries and projector are small: every process keeps them, their gradients and their optimiser state, as with
 DDP. So any optimiser will do, and checkpoints hold the adapters alone, as those of a quantised backbone.
@@ -9,14 +9,17 @@ parameter, scalars among them, which FSDP2 does not take, and works for `forward
 """
 
 import os
+from collections.abc import Iterator
 
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from fwd2bot import Fwd2BotForConditionalGeneration
+from fwd2bot.pickling_fwd2bot import allow_recording
 
 from .gathering import world_size
 
@@ -61,13 +64,14 @@ def take_over_sharding() -> FullyShardedDataParallelPlugin | None:
 def shard_frozen(
     model: Fwd2BotForConditionalGeneration, device: torch.device, reshard_after_forward: bool = True
 ) -> None:
-    """Leave each process its part of the frozen weights of every decoder layer, on this kind of device.
+    """Leave each process its part of the frozen weights of `divided_modules`, on this kind of device.
 
-    A layer's weights are gathered when it runs, forward or backward. So all processes must run the model equally
-    often: see `ChunkedStep`.
+    The weights of such a module are gathered when it runs, forward or backward. So all processes must run the model
+    equally often, with pictures and without: see `ChunkedStep`.
 
     Args:
-        reshard_after_forward: whether a layer's weights are given up between its forward and its backward pass.
+        reshard_after_forward: whether a decoder layer's weights are given up between its forward and its backward
+            pass. Those of the vision tower always are: it has no backward pass.
 
     Raises:
         ValueError: in a run of one process, or for a language model without a list of layers.
@@ -77,19 +81,66 @@ def shard_frozen(
             "FSDP2 divides the backbone among processes, and this run has one. Start several: accelerate launch "
             "--config_file fsdp2.yaml --num_processes N"
         )
-    layers = getattr(model.get_decoder(), "layers", None)
-    if layers is None:
-        name = type(model.get_decoder()).__name__
-        raise ValueError(f"{name} has no list of layers to shard; start the run with ddp.yaml")
+    divided = divided_parameters(model)
     model.mark_trainable()
     mesh = init_device_mesh(device.type, (world_size(),))
-    for layer in layers:
-        trained = {value for value in layer.parameters() if value.requires_grad}
-        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward, ignored_params=trained)
+    of_tower = set(vision_layers(model))
+    for module, parameters in divided.items():
+        whole = set(module.parameters()) - set(parameters)
+        reshard = reshard_after_forward or module in of_tower
+        fully_shard(module, mesh=mesh, reshard_after_forward=reshard, ignored_params=whole)
+    # Both passes run the base model. As the root of what is in it, it lets a module's weights come in while the one
+    # before it still computes; it has no part of its own.
+    base_model = model.backbone.base_model
+    fully_shard(base_model, mesh=mesh, ignored_params=set(base_model.parameters()))
+    allow_recording(base_model)  # whose class is another now
+    fully_shard.state(base_model)._lazy_init()  # else whatever runs first would be the root, the embedding say
     # DDP, with which accelerate wraps the model, leaves these alone
     model._ddp_params_and_buffers_to_ignore = [
         name for name, value in model.named_parameters() if isinstance(value, DTensor)
     ]
+
+
+def divided_parameters(model: Fwd2BotForConditionalGeneration) -> dict[nn.Module, list[nn.Parameter]]:
+    """What is divided of each of `divided_modules`: all but what Fwd2Bot adds, and scalars, which FSDP2 refuses."""
+    own = {id(value) for value in model.trained_parameters().values()}
+    return {
+        module: [value for value in module.parameters() if id(value) not in own and value.ndim]
+        for module in divided_modules(model)
+    }
+
+
+def divided_modules(model: Fwd2BotForConditionalGeneration) -> list[nn.Module]:
+    """The modules whose frozen weights FSDP2 divides, each of which is whole while it runs.
+
+    The layers of the language model and of the vision tower, the token embeddings and the head; but for these two
+    where they share their weight, since either may run without the other.
+
+    Raises:
+        ValueError: for a language model without a list of layers.
+    """
+    layers = getattr(model.get_decoder(), "layers", None)
+    if layers is None:
+        name = type(model.get_decoder()).__name__
+        raise ValueError(f"{name} has no list of layers to shard; start the run with ddp.yaml")
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
+    apart = [] if head.weight is words.weight else [words, head]
+    return [*vision_layers(model), *layers, *apart]
+
+
+def vision_layers(model: Fwd2BotForConditionalGeneration) -> list[nn.Module]:
+    """The layers outside of the language model: what stands in lists of modules there."""
+    return list(_listed(model.backbone.base_model, model.get_decoder()))
+
+
+def _listed(module: nn.Module, without: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if child is without:
+            continue
+        if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _listed(child, without)
 
 
 def is_sharded(model: torch.nn.Module) -> bool:

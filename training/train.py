@@ -60,13 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as training.max_steps=100")
     parser.add_argument("--check", action="store_true", help="look at a sample of everything, and train nothing")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="with --check: what each of N processes of fsdp2.yaml would hold"
+    )
     options = parser.parse_intermixed_args(arguments)  # overrides may stand behind --check
+    if options.processes is not None and not options.check:
+        parser.error("--processes belongs to --check; accelerate launch --num_processes N starts N of them")
     try:
         recipe = load_recipe(options.recipe, options.overrides)
         if options.check:
             logging.set_verbosity_warning()  # its tables are what is to be read
             logging.disable_progress_bar()
-            return check(recipe)
+            return check(recipe, processes=options.processes)
         logging.set_verbosity_info()
         trainer = build_trainer(recipe)
         if trainer.args.process_index == 0:  # for the model card

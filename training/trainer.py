@@ -10,6 +10,7 @@ from typing import Any
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
@@ -230,7 +231,9 @@ class Fwd2BotTrainer(StageTrainer):
                 "all processes here. Leave it out"
             )
         self.trained_stage, self.validation = trained_stage, validation
-        self._step = ChunkedStep(self.accelerator.unwrap_model(self.model), gather)
+        whole = self.accelerator.unwrap_model(self.model)
+        black = self.processing_class.process_images([Image.new("RGB", (32, 32))]) if is_sharded(whole) else {}
+        self._step = ChunkedStep(whole, gather, {name: value.to(whole.device) for name, value in black.items()})
         self._place = (-1, 0)  # the optimiser step, and the batch in it
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

@@ -6,11 +6,12 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import tiny
-from source_recipes import sources, write_source_recipe
+from source_recipes import sources, write_data, write_source_recipe
 
 import fwd2bot.training
 from fwd2bot import Fwd2BotForConditionalGeneration
@@ -27,8 +28,10 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def launch(configuration: str, recipe: Path, *overrides: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+def launch(
+    configuration: str, recipe: Path, *overrides: str, options: Sequence[str] = ()
+) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", *options]
     command += ["--config_file", str(CONFIGURATIONS / configuration), "--main_process_port", str(free_port())]
     command += ["-m", "fwd2bot.training.train", str(recipe)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -41,18 +44,28 @@ def logged(folder: Path, step: int) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("configuration", ["fsdp2.yaml"])
-def test_launched_processes_log_what_one_process_logs(tmp_path, configuration):
-    """Over 20 steps, with chunks, checkpointed layers, evaluation by generation; and gone on with from step 10."""
+@pytest.mark.parametrize("options", [(), ("--fsdp_reshard_after_forward", "false")])
+def test_launched_processes_log_what_one_process_logs(tmp_path, options):
+    """Over 20 steps, with chunks, some without a picture, checkpointed layers and evaluation by generation.
+
+    And gone on with from step 10.
+    """
     judged = {**OPTIONS, "eval_strategy": "steps", "eval_steps": 10, tiny.CHECKPOINTING: True}
+    write_data(tmp_path)
+    asked = [{"from": "human", "value": "Which number?"}, {"from": "gpt", "value": "the first one"}]
+    words = tmp_path / "words.json"
+    words.write_text(json.dumps([{"id": str(number), "conversations": asked} for number in range(4)]))
     sections = {
+        "data": {
+            "sources": [*sources(tmp_path), {"name": "words", "format": "llava", "path": str(words), "use": "ar"}]
+        },
         "validation": {"sources": sources(tmp_path), "samples": 4, "max_new_tokens": 2},
-        "contrastive": {"chunk_size": 3},
+        "contrastive": {"chunk_size": 1},
     }
     one = write_source_recipe(tmp_path, tmp_path / "one", sections, **judged, per_device_train_batch_size=8)
     train(load_recipe(one))
     two = write_source_recipe(tmp_path, tmp_path / "two", sections, **judged)
-    started = launch(configuration, two)
+    started = launch("fsdp2.yaml", two, options=options)
     assert started.returncode == 0, started.stderr[-4000:]
     found, expected = logged(tmp_path / "two", 20), logged(tmp_path / "one", 20)
     assert len(found) == len(expected) == 20
@@ -64,6 +77,16 @@ def test_launched_processes_log_what_one_process_logs(tmp_path, configuration):
     backbone = Fwd2BotForConditionalGeneration.from_pretrained(tmp_path / "two" / "final")
     assert backbone.trained_parameters()
     shutil.rmtree(tmp_path / "two" / "checkpoint-20")
-    again = launch(configuration, two)
+    again = launch("fsdp2.yaml", two, options=options)
     assert again.returncode == 0, again.stderr[-4000:]
     assert logged(tmp_path / "two", 20) == found
+
+
+@pytest.mark.slow
+def test_check_behind_the_launcher_tries_a_divided_step_and_prints_once(tmp_path):
+    recipe = write_source_recipe(tmp_path, tmp_path / "run")
+    started = launch("fsdp2.yaml", recipe, "--check")
+    assert started.returncode == 0, started.stderr[-4000:]
+    assert started.stdout.count("weights on each of 2 processes of fsdp2.yaml") == 1
+    assert started.stdout.count("one step on cpu") == 1
+    assert not (tmp_path / "run").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import yaml
-from source_recipes import write_source_recipe
+from source_recipes import sources, write_data, write_source_recipe
 from tiny_recipes import TRAINING
 
 from fwd2bot import Fwd2BotProcessor
@@ -16,6 +16,7 @@ from fwd2bot.training import sharding
 from fwd2bot.training.check import check
 from fwd2bot.training.recipe import load_recipe
 from fwd2bot.training.run_checks import check_folder, write_whole
+from fwd2bot.training.sources import UnusableRowsError
 from fwd2bot.training.train import build_trainer, main, train, training_arguments
 from fwd2bot.training.trainer import INCOMPLETE
 
@@ -49,6 +50,7 @@ def test_misspelt_folder_of_a_model_ends_the_command_at_once(tmp_path, key, name
         ("model.quantization=2bit", "model.quantization is '2bit'; choose one of 4bit, 8bit, null"),
         ("optimizer.learning_rates={query: 0.1}", "unknown key query .*allowed are adapters, queries"),
         ("model.config={contrastive_loss: sigmoid}", "set contrastive.loss instead"),
+        ("training.label_smoothing_factor=0.1", "label_smoothing_factor is 0.1, which the losses of a Fwd2Bot do not"),
         ("resume=perhaps", "resume is 'perhaps'; use true, false or anyway"),
     ],
 )
@@ -239,6 +241,29 @@ def test_file_whose_writing_fails_is_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         write_whole(path, json.dumps({"seed": 2}))
     assert json.loads(path.read_text()) == {"seed": 1}
+
+
+def test_sampling_that_the_mixture_does_not_do_is_named(tmp_path):
+    recipe = write_source_recipe(tmp_path, tmp_path / "run", train_sampling_strategy="group_by_length")
+    with pytest.raises(ValueError, match="train_sampling_strategy is group_by_length, but the order of samples"):
+        build_trainer(load_recipe(recipe))
+
+
+@pytest.mark.parametrize("broken", ["no picture is there", "no row names one"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_captions_without_pictures_are_an_error_before_the_first_step(tmp_path, broken, streaming):
+    """Also of a source that the first batches would not draw from."""
+    write_data(tmp_path)
+    rare = sources(tmp_path)[1] | {"name": "rare", "weight": 1e-6, "streaming": streaming}
+    if broken == "no picture is there":
+        rare["images"] = str(tmp_path)
+    else:
+        rare["path"] = str(tmp_path / "rare.jsonl")
+        (tmp_path / "rare.jsonl").write_text('{"image": null, "captions": ["a dog"]}\n' * 3)
+    sections = {"data": {"sources": [*sources(tmp_path), rare]}}
+    recipe = load_recipe(write_source_recipe(tmp_path, tmp_path / "run", sections))
+    with pytest.raises(UnusableRowsError, match=r"\['rare'\]: none of \d+ rows can be used: .* are broken"):
+        build_trainer(recipe)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

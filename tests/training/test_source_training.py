@@ -121,9 +121,9 @@ def test_fwd2bot_trains_on_captions_and_conversations_in_chunks_and_resumes(tmp_
     assert losses(resumed) == logged
 
 
-def printed(recipe):
+def printed(recipe, *overrides, processes=None):
     output = io.StringIO()
-    check(load_recipe(recipe), Console(file=output, width=200, color_system=None))
+    check(load_recipe(recipe, overrides), Console(file=output, width=200, color_system=None), processes)
     return output.getvalue()
 
 
@@ -153,7 +153,7 @@ def test_check_estimates_by_counts_where_the_weights_do_not_fit(tmp_path, monkey
     backbone = tiny.tiny_backbone()
     weights = sum(parameter.numel() for parameter in backbone.parameters())
     assert "one step on cpu" in printed(recipe)
-    monkeypatch.setattr("fwd2bot.training.check.free_memory", lambda device: 2 * weights - 1)
+    monkeypatch.setattr("fwd2bot.training.estimates.free_memory", lambda device: 2 * weights)
     (tmp_path / "backbone" / "model.safetensors").unlink()  # it is not loaded
     said = printed(recipe)
     assert f"{weights:,}" in said and "by counts" in said and "ASSISTANT:⟦ It is" in said

@@ -25,6 +25,8 @@ BLOCK = 4096  # positions whose sources are drawn at once
 MOST_REFUSED = 100_000  # rows one after the other without use, after which a source has none
 MAX_WORKERS = 1024  # counters of broken rows, one for each worker of a process
 
+BROKEN = (MalformedRowError, ValueError, OSError)  # what a row raises that is left out
+
 Prepare = Callable[[dict[str, Any], random.Random], dict[str, Any] | None]
 
 
@@ -54,6 +56,11 @@ class Source:
         if self.streamed:
             raise TypeError(f"data.sources[{self.recipe.name!r}] is streamed and has no length")
         return len(self.table)
+
+    def in_order(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows once, with their numbers, as they stand in the data."""
+        rows = rows_of(self.table) if self.streamed else map(self.table.__getitem__, range(len(self)))
+        yield from enumerate(rows)
 
     def rows(self, seed: int, part: int = 0, parts: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
         """The rows of one part of a stream with their numbers, epoch after epoch, each in an order of its own.
@@ -132,6 +139,25 @@ class SourceMixture(torch.utils.data.Dataset):
         self._streams: dict[tuple[int, int, int], _StreamPosition] = {}
         self._orders: dict[int, tuple[int, np.ndarray]] = {}  # of each table the epoch that is read, and its order
         self._reported: set[tuple[int, str]] = set()
+
+    def check_sources(self) -> None:
+        """Look at the first rows of each source, until one is sound.
+
+        Raises:
+            UnusableRowsError: all of them are broken, more than `data.max_broken`.
+        """
+        for index, source in enumerate(self.sources):
+            refused = _Refused()
+            rows = source.in_order()
+            for number, row in itertools.islice(rows, self.data.max_broken + 1):
+                try:
+                    self.prepare(source.read(row, number), random.Random(self.data.seed))
+                    break
+                except BROKEN as error:
+                    refused.broken[number] = f"{source.read.key(row, number)}: {error}"
+            else:
+                raise self._nothing(index, refused)
+            rows.close()
 
     def close(self) -> None:
         """Stop reading streams. Otherwise their threads complain when the interpreter ends."""
@@ -253,7 +279,7 @@ class SourceMixture(torch.utils.data.Dataset):
         for number, row in rows:
             try:
                 sample = self.prepare(source.read(row, number), random.Random(f"{self.data.seed}/{position}"))
-            except (MalformedRowError, ValueError, OSError) as error:
+            except BROKEN as error:
                 key = source.read.key(row, number)
                 refused.broken[number] = f"{key}: {error}"
                 self._count(index, key, error)

@@ -30,6 +30,7 @@ def run_mixture(
 
     Raises:
         ValueError: for epochs of streamed sources, whose number of rows is not known.
+        UnusableRowsError: for a source that begins with more broken rows than may be.
     """
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if args.max_steps <= 0:
@@ -43,7 +44,9 @@ def run_mixture(
         args.max_steps = max(1, int(-(-args.num_train_epochs * rows // per_step)))
     prepare = SamplePreparer(data, ConversationEncoder(processor))
     length = args.max_steps * per_step
-    return SourceMixture(sources, data, prepare, length, args.train_batch_size, args.world_size)
+    mixture = SourceMixture(sources, data, prepare, length, args.train_batch_size, args.world_size)
+    mixture.check_sources()
+    return mixture
 
 
 def texts_of(sources: list[Source], data: SourcesData) -> Iterator[str]:
