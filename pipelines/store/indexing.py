@@ -216,7 +216,7 @@ class IndexingJob:
         """Of items that were read, leave out those that are in the store by their content."""
         columns = ["id", "hash", "source", "size", "mtime_ns", "added", *self._names(items)]
         ids = [one for item in items for one in (item.key, *item.replaces)]
-        known = {row["id"]: row for row in self.table.find("id", ids, columns)}
+        known = {row["id"]: row for row in self.table.find("id", ids, columns, is_rare=True)}
         new: dict[str, Item] = {}
         leaving = set(self.replaced)
         for item in items:
