@@ -1,6 +1,6 @@
 """Time to find pictures in a store and answer a question about them: from summaries, and from the pictures read anew.
 
-    python benchmarks/rag.py [--model PATH] [--repeats 15] [--threads 1] [--new-tokens 8] [--output rag.json]
+    python benchmarks/rag.py [--model PATH] [--repeats 15] [--threads 1] [--new-tokens 8] [--plot FILE.png]
 
 A store of the gallery (60 drawn scenes, the largest k) is made in a temporary folder. Each question retrieves n = 1 to
 5 pictures by its text and is answered with all of them in one prompt: by `fwd2bot-rag` from the first 8 and from the
@@ -75,12 +75,30 @@ def format_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def plot(found: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    """Milliseconds of a question over the number of its pictures, a line for each way."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for way, numbers in found.items():
+        axes.plot(list(map(int, numbers)), [1000 * one["all"] for one in numbers.values()], marker="o", label=way)
+    axes.set(xlabel="pictures", ylabel="retrieval and answer, ms", ylim=(0, None), xticks=NUMBERS)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=None, help="a checkpoint (default: the embedded one)")
     parser.add_argument("--repeats", type=int, default=15, help="questions, each asked in every way (default: 15)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     parser.add_argument("--new-tokens", type=int, default=8, help="of every answer (default: 8)")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the times")
     parser.add_argument("--output", type=Path, help="write the JSON to this file too")
     arguments = parser.parse_args()
     for name in ("repeats", "threads", "new_tokens"):
@@ -91,6 +109,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measure(model, Path(folder), arguments.repeats, arguments.new_tokens)
     print(format_table(found))
+    if arguments.plot:
+        plot(found, arguments.plot)
     result = {
         "seconds": found,
         "model": model.name,

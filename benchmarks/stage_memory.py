@@ -4,8 +4,10 @@
 
 A LLaVA with random weights in bfloat16 is made in a temporary folder (by default CLIP ViT-L/14-336 and a Llama of 1.1
 billion parameters, some 3 GB), with two LoRA of rank 16, and loaded in every way by a process of its own, on the CPU.
-Told are the bytes of its weights, and the memory that the process keeps once each weight was read, and took at most,
-beyond what importing took. Random weights take the memory of trained ones. Prints a table and one line of JSON.
+Told are the bytes of its weights, and, beyond what importing took, the memory that the process keeps once each weight
+was read, how much of this is its own, and what it took at most. What is not its own are pages of the mapped files,
+which processes share, and which the system takes back when it needs room. Random weights take the memory of trained
+ones. Prints a table and one line of JSON.
 """
 
 import argparse
@@ -21,6 +23,8 @@ WAYS = {
     "everything": "AutoModel.from_pretrained(f'{folder}/full')",
     "stage='compress'": "AutoModel.from_pretrained(f'{folder}/full', stage='compress')",
     "stage='generate'": "AutoModel.from_pretrained(f'{folder}/full', stage='generate')",
+    "stage='compress', apart": "AutoModel.from_pretrained(f'{folder}/full', stage='compress', merge_adapters=False)",
+    "stage='generate', apart": "AutoModel.from_pretrained(f'{folder}/full', stage='generate', merge_adapters=False)",
     "stage='text'": "AutoModel.from_pretrained(f'{folder}/full', stage='text')",
     "adapters and backbone": "AutoModel.from_pretrained(f'{folder}/adapters')",
     "merged for compress": "AutoModel.from_pretrained(f'{folder}/compress')",
@@ -38,13 +42,18 @@ def memory(name):
         if line.startswith(name):
             return int(line.split()[1]) * 1024
 
-begin = memory("VmRSS")
+begin, own = memory("VmRSS"), memory("RssAnon")
 model = {way}
 for value in model.parameters():  # a weight in a mapped file takes memory once it is read
     value.max()
 gc.collect()
 weights = {{value.data_ptr(): value.numel() * value.element_size() for value in model.parameters()}}
-result = {{"weights": sum(weights.values()), "resident": memory("VmRSS") - begin, "peak": memory("VmHWM") - begin}}
+result = {{
+    "weights": sum(weights.values()),
+    "resident": memory("VmRSS") - begin,
+    "own": memory("RssAnon") - own,
+    "peak": memory("VmHWM") - begin,
+}}
 print(json.dumps(result))
 """
 
@@ -139,11 +148,10 @@ def main() -> None:
         make_checkpoints(folder, arguments.layers, arguments.width)
         found = measure(folder)
         disk = {place.name: size_on_disk(place) for place in sorted(folder.iterdir())}
-    print("| loaded | weights, MB | resident, MB | at most, MB |\n|---|---:|---:|---:|")
+    print("| loaded | weights, MB | resident, MB | of it its own, MB | at most, MB |\n|---|---:|---:|---:|---:|")
     for name, sizes in found.items():
-        print(
-            f"| {name} | {sizes['weights'] / 1e6:,.0f} | {sizes['resident'] / 1e6:,.0f} | {sizes['peak'] / 1e6:,.0f} |"
-        )
+        figures = " | ".join(f"{sizes[one] / 1e6:,.0f}" for one in ("weights", "resident", "own", "peak"))
+        print(f"| {name} | {figures} |")
     print("on disk, MB: " + ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in disk.items()))
     result = {
         "memory": found,

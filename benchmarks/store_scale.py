@@ -1,6 +1,6 @@
 """The store's search at 10 thousand, 100 thousand and 1 million rows: disk, time, recall and memory.
 
-    python benchmarks/store_scale.py [--rows 10000 100000 1000000] [--output store_scale.json] [--keep FOLDER]
+    python benchmarks/store_scale.py [--rows 10000 100000 1000000] [--output store_scale.json] [--plot FILE.png]
 
 The rows are synthetic, around embeddings of real drawn scenes: see `benchmarks/synthetic_store.py`, which makes them.
 Half of the queries are sentences, half pictures, held out and embedded beforehand: the model's time is not in the
@@ -248,6 +248,29 @@ def tables(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def plot(sizes: list[dict[str, Any]], path: Path) -> None:
+    """Median milliseconds of a search and megabytes in memory over the rows, a line for each sort of search."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name in dict.fromkeys(one["name"] for size in sizes for one in size["searches"]):
+        found = [(size["rows"], one) for size in sizes for one in size["searches"] if one["name"] == name]
+        rows = [count for count, _ in found]
+        axes[0].plot(rows, [one["median_ms"] for _, one in found], marker="o", label=name)
+        axes[1].plot(rows, [one["peak"] / 1e6 for _, one in found], marker="o", label=name)
+    axes[0].set(ylabel="a search, median ms")
+    axes[1].set(ylabel="memory, MB")
+    for axis in axes:
+        axis.set(xscale="log", yscale="log", xlabel="rows")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="N")
@@ -259,6 +282,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200, help="(default: 200)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the stores in this folder, not there yet")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures as JSON, too")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw times and memory over the rows")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
@@ -285,6 +309,8 @@ def main() -> None:
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         }
     print(tables(result))
+    if args.plot:
+        plot(sizes, args.plot)
     print(json.dumps(result))
     if args.output:
         args.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -94,9 +94,20 @@ def check_name(name: str | os.PathLike, what: str = "checkpoint") -> None:
         is_id = False
     if not is_id:
         raise FileNotFoundError(
-            f"There is no folder {name!r}, and an id on the Hub has the form owner/name. Give the folder of a {what}, "
-            "or the id of one."
+            f"There is no folder {name!r}, and an id on the Hub has the form owner/name. {_remedy(name, what)}"
         )
+
+
+def _remedy(name: str, what: str) -> str:
+    """What to give instead of a name that is neither a folder nor an id."""
+    if "://" in name:
+        return "Give owner/name instead of an address."
+    if name.startswith("~"):
+        return f"Python does not expand ~: give {os.path.expanduser(name)!r}."
+    name, at, revision = name.partition("@")
+    if at:
+        return f"Give {name!r}, and {revision!r} as the revision."
+    return f"Give the folder of a {what}, or the id of one."
 
 
 @contextmanager

@@ -298,7 +298,8 @@ def export(
     chosen = format or FORMATS.get(to.suffix)
     if chosen is None:
         raise typer.BadParameter(
-            f"{str(to)!r} ends in none of {', '.join(FORMATS)}. Choose with --format.", param_hint="--to"
+            f"{str(to)!r} ends in none of {', '.join(FORMATS)}. Choose with --format; numpy writes a folder.",
+            param_hint="--to",
         )
     opened = open_store(store)
     rows = len(opened)

@@ -78,6 +78,10 @@ class Compressor:
         if self.model.training:
             raise ValueError("The model is in training mode, in which dropout changes summaries. Call model.eval().")
 
+    @property
+    def is_on_cpu(self) -> bool:
+        return self.model.device.type == "cpu"
+
     def prepare(self, pictures: list[Any]) -> Any:
         """What the model reads of decoded pictures, on the CPU; another thread may do it ahead."""
         return self.processor.process_images(pictures)

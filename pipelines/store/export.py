@@ -33,7 +33,9 @@ def export_store(table: SummaryTable, path: Path, format: str, overwrite: bool) 
     if format == "numpy" and path.is_dir() and not {file.name for file in path.iterdir()} <= NUMPY_FILES:
         raise FileExistsError(f"{path} holds other files than those of an export. Choose another folder.")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists. Choose another name, or say that it be overwritten (overwrite).")
+        raise FileExistsError(
+            f"{path} exists. Choose another name, or replace it: overwrite=True, on the command line --overwrite."
+        )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to export to. Make it first.")
     write = {"parquet": _write_parquet, "jsonl": _write_lines, "numpy": _write_numpy}[format]

@@ -95,10 +95,12 @@ class IndexingJob:
     def _index(self, items: Iterator[Item]) -> None:
         """Read, compress and commit what is not in the store; a rest may be left to the last commit.
 
-        While one batch goes through the model, the next is looked up and made into tensors by another thread.
+        While one batch goes through a model on an accelerator, the next is looked up and made into tensors by another
+        thread. A model on the CPU uses all cores itself, and would only take turns with that thread.
         """
         readers, preparer = ThreadPoolExecutor(THREADS), ThreadPoolExecutor(1)
         load_image = self.compressor.processor.load_image
+        is_on_cpu = self.compressor.is_on_cpu
         try:
             opened = _ahead(readers, lambda item: read(item, load_image), items, self.batch_size + THREADS)
             current = None
@@ -106,7 +108,8 @@ class IndexingJob:
             while (batch := self._next(parts, current)) is not None:
                 readable = [item for item in batch if item.error is None]
                 ids = {one for item in readable for one in (item.key, *item.replaces)}
-                if current is not None and ids & current.ids:  # it matters what becomes of those
+                # It matters what becomes of pictures that both have.
+                if current is not None and (is_on_cpu or ids & current.ids):
                     self._finish(current)
                     current = None
                 following = _Batch(batch, ids, preparer.submit(self._prepare, readable))
@@ -131,6 +134,10 @@ class IndexingJob:
     def _prepare(self, items: Sequence[Item]) -> tuple[list[Item], Any]:
         """Those that are to be compressed, and what the model reads of them: None for what `compress_items` makes."""
         new = self._not_stored(items)
+        needed = {id(item) for item in new}
+        for item in items:
+            if id(item) not in needed:  # its pixels are of no use any more
+                item.picture = None
         try:
             return new, self.compressor.prepare([item.picture for item in new]) if new else None
         except ValueError:  # of one of them
@@ -139,11 +146,13 @@ class IndexingJob:
     def _finish(self, batch: "_Batch", following: "_Batch | None" = None) -> None:
         """Compress a batch, and commit if it is time; `following` is prepared meanwhile."""
         new, inputs = batch.prepared.result()
-        done = list(compress_items(self.compressor, new, inputs))
+        done = []
         try:
+            for one in compress_items(self.compressor, new, inputs):
+                done.append(one)
             if following is not None:  # which looks into the store, and at what is pending
                 wait([following.prepared])
-        finally:
+        finally:  # when it is interrupted in the midst of pictures that go one by one, those that are done stay
             for item, code, embedding in done:
                 self.pending[item.key] = (item, code, embedding)
                 self._replace(item)
@@ -207,7 +216,7 @@ class IndexingJob:
         """Of items that were read, leave out those that are in the store by their content."""
         columns = ["id", "hash", "source", "size", "mtime_ns", "added", *self._names(items)]
         ids = [one for item in items for one in (item.key, *item.replaces)]
-        known = {row["id"]: row for row in self.table.find("id", ids, columns)}
+        known = {row["id"]: row for row in self.table.find("id", ids, columns, is_rare=True)}
         new: dict[str, Item] = {}
         leaving = set(self.replaced)
         for item in items:

@@ -150,9 +150,10 @@ def read(item: Item, load_image: Any) -> Item:
         if isinstance(item.picture, (str, os.PathLike)) and not is_url(item.picture):
             if not os.path.isfile(item.picture):
                 raise FileNotFoundError("it does not exist or is no file")
-            if not os.path.getsize(item.picture):
+            size = os.path.getsize(item.picture)
+            if not size:
                 raise ValueError("the file is empty")
-            if (size := os.path.getsize(item.picture)) > MAX_FILE:
+            if size > MAX_FILE:
                 raise ValueError(f"it has {size:,} bytes, and a file may have {MAX_FILE:,} at most; make it smaller")
             item.picture = Path(item.picture).read_bytes()
         if isinstance(item.picture, (bytes, bytearray, memoryview)):
@@ -173,8 +174,10 @@ def hash_bytes(content: bytes) -> str:
 
 def hash_pixels(picture: Image.Image) -> str:
     """What tells equal pictures that come without a file."""
-    pixels = np.asarray(picture)
-    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+    pixels = np.ascontiguousarray(picture)
+    digest = hashlib.sha256(f"{pixels.shape}".encode())
+    digest.update(pixels)
+    return digest.hexdigest()
 
 
 def _is_sized(images: Any) -> bool:

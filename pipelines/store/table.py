@@ -167,12 +167,22 @@ class SummaryTable:
             table.checkout(table.version)
             return table
 
-    def find(self, column: str, values: Iterable[str], columns: Sequence[str]) -> list[dict[str, Any]]:
-        """The rows in which `column` has one of `values`, without order."""
+    def find(
+        self, column: str, values: Iterable[str], columns: Sequence[str], is_rare: bool = False
+    ) -> list[dict[str, Any]]:
+        """The rows in which `column` has one of `values`, without order.
+
+        Args:
+            is_rare: mostly there is none, so that it is quicker to count them first, in a third of the time.
+        """
         values = iter(dict.fromkeys(values))
         found = []
         while part := list(islice(values, LOOKUP)):
-            for batch in self.scan(columns, is_in(column, part)):
+            condition = is_in(column, part)
+            with store_errors(self.path):
+                if is_rare and not self.table.count_rows(condition):
+                    continue
+            for batch in self.scan(columns, condition):
                 found += batch.to_pylist()
         return found
 

@@ -1,5 +1,7 @@
 """What `from_backbone` takes and what it refuses, with a remedy."""
 
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
@@ -149,7 +151,7 @@ def test_processor_of_another_sort_is_refused(processor):
         Fwd2BotForConditionalGeneration.from_backbone(tiny.tiny_backbone(), processor=processor)
 
 
-MISSPELT = ("./nowhere", "/nowhere", "~/nowhere", "runs/nowhere/final", "nowhere", "no where/final")
+MISSPELT = ("./nowhere", "/nowhere", "runs/nowhere/final", "nowhere", "no where/final")
 
 
 @pytest.mark.parametrize("name", MISSPELT)
@@ -161,6 +163,19 @@ def test_folder_that_is_not_there_is_named(name):
     ):
         with pytest.raises(FileNotFoundError, match=f"There is no folder '{name}'.*form owner/name. Give the folder"):
             load(name)
+
+
+@pytest.mark.parametrize(
+    "name, remedy",
+    [
+        ("~/nowhere", rf"give '{Path.home()}/nowhere'\."),
+        ("owner/name@v1", r"Give 'owner/name', and 'v1' as the revision\."),
+        ("https://huggingface.co/owner/name", r"Give owner/name instead of an address\."),
+    ],
+)
+def test_name_of_another_form_is_told_how_it_is_written(name, remedy):
+    with pytest.raises(FileNotFoundError, match=remedy):
+        Fwd2BotForConditionalGeneration.from_pretrained(name)
 
 
 def test_what_may_be_an_id_of_the_hub_is_looked_for_there():

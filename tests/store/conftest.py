@@ -4,6 +4,7 @@ import pytest
 import tiny
 
 from fwd2bot.pipelines.store import SummaryStore
+from fwd2bot.pipelines.store.compressor import Compressor
 
 
 @pytest.fixture
@@ -43,3 +44,16 @@ def filled(store):
     years = [{"year": 2000 + index, "maker": "O'Hara" if index % 2 else "Ann"} for index in range(12)]
     store.add(shown, ids=[f"p{index}" for index in range(12)], metadata=years)
     return store, shown
+
+
+@pytest.fixture
+def on_accelerator(monkeypatch):
+    """The job takes the model for one on an accelerator, and prepares each batch while the one before is computed."""
+    monkeypatch.setattr(Compressor, "is_on_cpu", False)
+
+
+@pytest.fixture(params=["cpu", "accelerator"])
+def each_device(request):
+    """The test runs both ways."""
+    if request.param == "accelerator":
+        request.getfixturevalue("on_accelerator")

@@ -11,6 +11,7 @@ import torch
 from store_reports import counts, png, sources
 
 from fwd2bot.pipelines.store import SummaryStore
+from fwd2bot.pipelines.store.indexing import IndexingJob
 from fwd2bot.pipelines.store.sources import hash_bytes
 
 
@@ -140,7 +141,7 @@ def test_broken_pictures_are_listed_and_the_rest_is_stored(store, save_pictures)
     assert reasons["picture 8"].startswith("it is no picture in a format")  # what has no name, by its place
 
 
-def test_strict_stops_at_a_broken_picture_and_keeps_what_came_before(store, save_pictures):
+def test_strict_stops_at_a_broken_picture_and_keeps_what_came_before(store, save_pictures, each_device):
     folder, paths = save_pictures(30)
     paths[25].write_bytes(b"text")
     with pytest.raises(ValueError, match="0-025.png: it is no picture"):
@@ -150,7 +151,7 @@ def test_strict_stops_at_a_broken_picture_and_keeps_what_came_before(store, save
     assert counts(store.add(folder, strict=True)) == (2, 0, 0, 27, 0)
 
 
-def test_picture_that_the_model_refuses_fails_alone(store, monkeypatch):
+def test_picture_that_the_model_refuses_fails_alone(store, monkeypatch, each_device):
     shown = tiny.pictures(5)
     original = store._compressor.prepare
 
@@ -164,7 +165,7 @@ def test_picture_that_the_model_refuses_fails_alone(store, monkeypatch):
     assert counts(report) == (4, 0, 0, 0, 1) and "aspect ratio" in report.failed[0][1]
 
 
-def test_next_batch_is_prepared_while_the_model_runs(store, monkeypatch):
+def test_next_batch_is_prepared_while_an_accelerator_runs(store, monkeypatch, on_accelerator):
     prepare, compress = store._compressor.prepare, store._compressor.compress
     prepared, running = [], []
 
@@ -187,8 +188,60 @@ def test_next_batch_is_prepared_while_the_model_runs(store, monkeypatch):
     assert set(running) == {threading.current_thread()} and threading.current_thread() not in prepared
 
 
+def test_nothing_is_prepared_while_the_cpu_runs(store, monkeypatch):
+    prepare, compress, said = store._compressor.prepare, store._compressor.compress, []
+
+    def prepared(pictures):
+        said.append("prepare")
+        return prepare(pictures)
+
+    def compressed(inputs):
+        said.append("compress")
+        time.sleep(0.05)  # in which another thread would have begun
+        tokens = compress(inputs)
+        said.append("compressed")
+        return tokens
+
+    monkeypatch.setattr(store._compressor, "prepare", prepared)
+    monkeypatch.setattr(store._compressor, "compress", compressed)
+    assert counts(store.add(tiny.pictures(12), batch_size=4)) == (12, 0, 0, 0, 0)
+    assert said == ["prepare", "compress", "compressed"] * 3
+
+
+def test_interrupted_among_pictures_that_go_one_by_one_keeps_those_that_are_done(store, monkeypatch, each_device):
+    compress, sizes = store._compressor.compress, []
+
+    def refuse_batches(inputs):
+        sizes.append(len(inputs["pixel_values"]))
+        if sizes[-1] > 1:
+            raise ValueError("one of them")
+        if len(sizes) == 4:
+            raise KeyboardInterrupt
+        return compress(inputs)
+
+    monkeypatch.setattr(store._compressor, "compress", refuse_batches)
+    with pytest.raises(KeyboardInterrupt):
+        store.add(tiny.pictures(4), batch_size=4)
+    assert sizes == [4, 1, 1, 1] and len(store) == 2
+
+
+def test_pixels_of_known_pictures_are_gone_when_the_batch_is_compressed(store, monkeypatch):
+    shown = tiny.pictures(4)
+    store.add(shown[:2])
+    finish, kept = IndexingJob._finish, []
+
+    def look(job, batch, following=None):
+        batch.prepared.result()
+        kept.extend(item.picture is not None for item in batch.items)
+        finish(job, batch, following)
+
+    monkeypatch.setattr(IndexingJob, "_finish", look)
+    assert counts(store.add(shown)) == (2, 0, 0, 2, 0)
+    assert kept == [False, False, True, True]
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
-def test_failure_of_a_picture_is_that_of_its_copies(store, save_pictures, monkeypatch, batch_size):
+def test_failure_of_a_picture_is_that_of_its_copies(store, save_pictures, monkeypatch, batch_size, each_device):
     folder, paths = save_pictures(4)
     store.add(folder)
     before = store.get(list(store))
@@ -203,7 +256,9 @@ def test_failure_of_a_picture_is_that_of_its_copies(store, save_pictures, monkey
 
 
 @pytest.mark.parametrize("batch_size, commit_every", [(1, 1), (2, 1), (2, 2), (3, 512)])
-def test_every_commit_has_a_row_for_every_changed_file(store, save_pictures, monkeypatch, batch_size, commit_every):
+def test_every_commit_has_a_row_for_every_changed_file(
+    store, save_pictures, monkeypatch, batch_size, commit_every, each_device
+):
     folder, paths = save_pictures(6)
     store.add(folder)
     old = {row["source"]: row["id"] for row in store.get(list(store))}
@@ -224,7 +279,7 @@ def test_every_commit_has_a_row_for_every_changed_file(store, save_pictures, mon
         assert all(rows & {old[str(path)], hash_bytes(path.read_bytes())[:32]} for path in paths)
 
 
-def test_source_that_breaks_keeps_every_batch_that_was_full(store):
+def test_source_that_breaks_keeps_every_batch_that_was_full(store, each_device):
     def pictures():
         yield from tiny.pictures(10)
         raise OSError("the cable was pulled")
@@ -249,7 +304,7 @@ def test_many_commits_are_joined_into_few_files(store):
 
 @pytest.mark.parametrize("commit_every", [1, 512])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_second_picture_of_an_id_is_listed(store, commit_every, batch_size):
+def test_second_picture_of_an_id_is_listed(store, commit_every, batch_size, each_device):
     shown = tiny.pictures(4)
     with pytest.raises(ValueError, match="The id 'a' is given to several pictures"):
         store.add(shown, ids=["a", "b", "c", "a"])
