@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import parser_of, prompts, report, set_up, stages_of
+from measuring import draw_parts, parser_of, prompts, report, set_up, stages_of
 
 from fwd2bot.pipelines.store import SummaryStore
 from fwd2bot.training.scenes import render, scene
@@ -89,6 +89,10 @@ def main() -> None:
         store, indexed = index(compressor, processor, files, Path(name, "store"), args.k)
         answered = answer(reader, processor, store, args.questions)
     report(args, [indexed, answered])
+    jobs = {
+        job["job"]: {name: value for name, value in job.items() if name.endswith("%")} for job in (indexed, answered)
+    }
+    draw_parts(args, jobs, "% of the time")
 
 
 if __name__ == "__main__":
