@@ -326,8 +326,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
                     logits_to_keep=logits_to_keep,
                     **kwargs,
                 )
-            if reads_words_alone():  # generate() wants logits and cache, and each step pays for an output of ours
-                return output
+                if reads_words_alone():  # generate() wants logits and cache, and each step pays for an output of ours
+                    return output
             loss = None if labels is None else autoregressive_loss(output.logits, labels, num_items_in_batch)
             return Fwd2BotOutput(
                 loss=loss,

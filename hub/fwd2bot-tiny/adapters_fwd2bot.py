@@ -56,8 +56,11 @@ def current_stage() -> str | None:
 
 @contextmanager
 def answer_words() -> Iterator[None]:
-    """Run the block's passes for ids that are words: checked before, or written by the model. For this thread only."""
-    previous = reads_words_alone()
+    """Run the block's generate passes for ids that are words: checked before, or written by the model.
+
+    For the calling thread only. A compress pass within, as a caller's stopping criterion may run one, reads queries.
+    """
+    previous = getattr(_running, "words", False)
     _running.words = True
     try:
         yield
@@ -66,8 +69,8 @@ def answer_words() -> Iterator[None]:
 
 
 def reads_words_alone() -> bool:
-    """Whether the calling thread is inside of `answer_words`."""
-    return getattr(_running, "words", False)
+    """Whether the calling thread runs a generate pass inside of `answer_words`."""
+    return getattr(_running, "words", False) and current_stage() == "generate"
 
 
 def checkpoint_stage(checkpoint: Callable) -> Callable:

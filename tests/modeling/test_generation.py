@@ -426,9 +426,27 @@ def test_queries_are_read_outside_of_answers(model):
     first = model.get_input_embeddings().num_embeddings
     with torch.no_grad():
         found = model(torch.tensor([[5, first]])).logits
-        with answer_words(), pytest.raises(IndexError):
-            model(torch.tensor([[5, first]]))
+        with answer_words():
+            assert torch.equal(model(torch.tensor([[5, 6]])).logits[:, :1], found[:, :1])
+            with pytest.raises(IndexError):
+                model(torch.tensor([[5, first]]))
     assert torch.isfinite(found).all()
+
+
+def test_pictures_can_be_compressed_in_the_midst_of_an_answer(model, processor, images, summary, prompts):
+    """By a stopping criterion, in the same thread."""
+    found = []
+
+    class Compress(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            found.append(model.compress(**images).tokens)
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    expected = answers(model, processor, summary, prompts)
+    stopping = StoppingCriteriaList([Compress()])
+    assert answers(model, processor, summary, prompts, stopping_criteria=stopping) == expected
+    assert len(found) == len(expected[0])
+    assert all(torch.equal(tokens, summary.tokens) for tokens in found)
 
 
 def test_signature_that_is_kept_is_that_of_forward(model):
