@@ -1,6 +1,6 @@
 """Whole jobs, and where their time goes: index pictures into a store, then answer questions over it.
 
-    python benchmarks/jobs.py [--size tiny|small] [--pictures 10000] [--questions 1000] [--output FILE.json]
+    python benchmarks/jobs.py [--size tiny|small] [--pictures 10000] [--questions 1000] [--file-side N]
 
 Indexing is `SummaryStore.add` on JPEG files, with a model loaded with `stage="compress"`. Its parts are measured
 alone, on a sample of the same files and batches: decoding, preprocessing to tensors, the model. Add reads and decodes
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import parser_of, prompts, report, set_up, stages_of
+from measuring import draw_parts, parser_of, prompts, report, set_up, stages_of
 
 from fwd2bot.pipelines.store import SummaryStore
 from fwd2bot.training.scenes import render, scene
@@ -77,9 +77,13 @@ def main() -> None:
     parser = parser_of(__doc__, ("tiny", "small"))
     parser.add_argument("--pictures", type=int, default=10_000, help="to index (default: 10000)")
     parser.add_argument("--questions", type=int, default=1_000, help="to answer (default: 1000)")
+    parser.add_argument(
+        "--file-side", type=int, metavar="PIXELS", help="of the square files (default: what the model reads)"
+    )
     parser.add_argument("--k", type=int, default=8, help="length of the summaries (default: 8)")
     args = parser.parse_args()
     model, processor, side = set_up(args)
+    side = args.file_side or side
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         files = []
         for number in range(args.pictures):
@@ -89,6 +93,10 @@ def main() -> None:
         store, indexed = index(compressor, processor, files, Path(name, "store"), args.k)
         answered = answer(reader, processor, store, args.questions)
     report(args, [indexed, answered])
+    jobs = {
+        job["job"]: {name: value for name, value in job.items() if name.endswith("%")} for job in (indexed, answered)
+    }
+    draw_parts(args, jobs, "% of the time")
 
 
 if __name__ == "__main__":

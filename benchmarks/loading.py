@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measuring import drawn_pictures, parser_of, report, set_up
+from measuring import draw_parts, drawn_pictures, parser_of, report, set_up
 
 HEAD = """
 import json, sys, time
@@ -117,6 +117,8 @@ def main() -> None:
         )
         rows.append(row)
     report(args, rows)
+    parts = ("import", "load", "first")
+    draw_parts(args, {row["process"]: {part: row[f"{part}, s"] for part in parts} for row in rows}, "s")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,29 @@ def _cell(value: Any) -> str:
 
 def draw(args: argparse.Namespace, lines: dict[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> None:
     """Both axes logarithmic, one line a name; nothing without `--plot`."""
+    with _axes(args) as axes:
+        for name, (xs, ys) in lines.items() if axes else ():
+            axes.plot(xs, ys, marker="o", label=name)
+        if axes:
+            axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+
+
+def draw_parts(args: argparse.Namespace, bars: dict[str, dict[str, float]], unit: str) -> None:
+    """A bar for each name, of its parts one after the other; nothing without `--plot`."""
+    with _axes(args) as axes:
+        for part in dict.fromkeys(part for parts in bars.values() for part in parts) if axes else ():
+            names = [name for name in bars if part in bars[name]]
+            before = [sum(list(bars[name].values())[: list(bars[name]).index(part)]) for name in names]
+            axes.barh(names, [bars[name][part] for name in names], left=before, label=part)
+        if axes:
+            axes.set(xlabel=unit)
+
+
+@contextmanager
+def _axes(args: argparse.Namespace) -> Iterator[Any]:
+    """Where to draw what goes to the file that `--plot` names; None without it."""
     if not args.plot:
+        yield None
         return
     import matplotlib
 
@@ -287,9 +310,8 @@ def draw(args: argparse.Namespace, lines: dict[str, tuple[Sequence[float], Seque
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for name, (xs, ys) in lines.items():
-        axes.plot(xs, ys, marker="o", label=name)
-    axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y, title=f"{args.size}, {args.dtype}, {args.device}")
+    yield axes
+    axes.set(title=f"{args.size}, {args.dtype}, {args.device}")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3, which="both")
     figure.savefig(args.plot, dpi=120)

@@ -54,6 +54,25 @@ def current_stage() -> str | None:
     return getattr(_running, "stage", None)
 
 
+@contextmanager
+def answer_words() -> Iterator[None]:
+    """Run the block's generate passes for ids that are words: checked before, or written by the model.
+
+    For the calling thread only. A compress pass within, as a caller's stopping criterion may run one, reads queries.
+    """
+    previous = getattr(_running, "words", False)
+    _running.words = True
+    try:
+        yield
+    finally:
+        _running.words = previous
+
+
+def reads_words_alone() -> bool:
+    """Whether the calling thread runs a generate pass inside of `answer_words`."""
+    return getattr(_running, "words", False) and current_stage() == "generate"
+
+
 def checkpoint_stage(checkpoint: Callable) -> Callable:
     """`checkpoint`, a function like `torch.utils.checkpoint.checkpoint`, with recomputation under the forward's stage.
 
@@ -264,10 +283,23 @@ def _merged_layer(layer: LoraLayer, stage: str, name: str) -> dict[str, torch.Te
         merged = torch.addmm(weights["weight"].float(), up, low, alpha=layer.scaling[stage])  # (out, in)
         if not torch.isfinite(merged).all():
             raise ValueError(f"The adapter of {name} holds NaN or infinity. Save or download the checkpoint anew.")
-        return {**weights, "weight": merged.to(weights["weight"].dtype)}
+        return {**weights, "weight": _rounded(merged, weights["weight"].dtype, name)}
     copied = copy.deepcopy(layer).float()
     copied.merge(safe_merge=True, adapter_names=[stage])
-    return {key: value.to(weights[key].dtype) for key, value in copied.get_base_layer().state_dict().items()}
+    sums = copied.get_base_layer().state_dict()
+    return {key: _rounded(value, weights[key].dtype, name) for key, value in sums.items()}
+
+
+def _rounded(values: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    """Finite numbers in the dtype of a weight, where they fit it."""
+    rounded = values.to(dtype)
+    if dtype != values.dtype and not torch.isfinite(rounded).all():
+        raise ValueError(
+            f"The weights of {name} with their adapter reach {values.abs().max().item():.4g}, which does not fit "
+            f"{dtype} (largest {torch.finfo(dtype).max:.4g}). Load the model in torch.bfloat16 or torch.float32, or "
+            "with merge_adapters=False."
+        )
+    return rounded
 
 
 def _adds_a_product(layer: LoraLayer, stage: str) -> bool:
@@ -336,6 +368,8 @@ class _QueryEmbedding:
         return _rebuild, (_query_class, type(self).__bases__[1]), self.__dict__
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        if reads_words_alone():
+            return super().forward(input_ids)
         query = input_ids - self.num_embeddings  # (N, L), >= 0 for a query
         is_query = query >= 0
         words = super().forward(input_ids.masked_fill(is_query, 0))  # (N, L, d)

@@ -55,7 +55,7 @@ def _take_last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | 
     if module.training or len(inputs) != 1 or inputs[0].ndim != 3 or inputs[0].shape[1] <= count:
         return None
     _reading.left_out = inputs[0].shape[1] - count
-    return (inputs[0][:, -count:],)  # (N, L, d) -> (N, count, d)
+    return (inputs[0][:, -count:].contiguous(),)  # (N, L, d) -> (N, count, d); a mixture of experts takes a view of it
 
 
 def _pad_in_front(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
@@ -63,4 +63,7 @@ def _pad_in_front(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> An
         return None
     if isinstance(output, tuple):  # of a mixture of experts, which also tells where it sent each position
         return (_pad_in_front(module, inputs, output[0]), *output[1:])
-    return F.pad(output, (0, 0, _reading.left_out, 0))  # (N, count, d') -> (N, L, d')
+    if output.ndim == 2:  # rows of all positions, one below the other
+        return _pad_in_front(module, inputs, output.unflatten(0, inputs[0].shape[:2])).flatten(0, 1)
+    behind = (0, 0) * (output.ndim - 2)
+    return F.pad(output, (*behind, _reading.left_out, 0))  # (N, count, ...) -> (N, L, ...)

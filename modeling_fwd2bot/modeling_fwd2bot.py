@@ -5,6 +5,7 @@ the summary projector, are the summary. Generate pass: the same backbone reads a
 place of the image, and answers. Source: Fwd2Bot (arXiv 2503.21757) and its NeurIPS 2025 version, "Compress & Cache".
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ from .adapters_fwd2bot import (
     install_queries,
     is_adapter_parameter,
     left_out_pattern,
+    reads_words_alone,
     run_stage,
 )
 from .backbone_fwd2bot import causal_token_types, connector_parameters, reads_token_types, with_queries
@@ -230,6 +232,7 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
     def _tells_all(self, inputs: dict[str, Any]) -> bool:
         """Whether a pass is asked for what it computes at every position, beside the logits."""
         configs = (self.backbone.config, self.config.get_text_config(), self.get_decoder().config)
+        configs = {id(one): one for one in configs}.values()  # the last two are mostly one, and slow to ask
         names = ("output_hidden_states", "output_attentions", "output_router_logits")
         return any(inputs.get(name) or any(getattr(one, name, False) for one in configs) for name in names)
 
@@ -237,7 +240,9 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
         """`(N, L', d)` input embeddings of the expanded prompts, the summary tokens at their slots."""
         with run_stage("generate"):
             embeds = self.get_input_embeddings()(expanded["input_ids"])
-        tokens = summary.tokens[summary.mask].to(embeds)  # (T, d), T = sum of lengths
+        whole = int(summary.lengths.min()) == summary.tokens.shape[1]
+        tokens = summary.tokens.flatten(0, 1) if whole else summary.tokens[summary.mask]
+        tokens = tokens.to(embeds)  # (T, d), T = sum of lengths
         return embeds.masked_scatter(expanded["slots"].to(embeds.device).unsqueeze(-1), tokens)
 
     def _lengths(
@@ -321,6 +326,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
                     logits_to_keep=logits_to_keep,
                     **kwargs,
                 )
+                if reads_words_alone():  # generate() wants logits and cache, and each step pays for an output of ours
+                    return output
             loss = None if labels is None else autoregressive_loss(output.logits, labels, num_items_in_batch)
             return Fwd2BotOutput(
                 loss=loss,
@@ -383,6 +390,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
             losses.append(self.config.contrastive_loss_weight * share * output.contrastive_loss)
         output.loss = sum(losses) if losses else None
         return output
+
+    forward.__signature__ = inspect.signature(forward)  # generate() asks for it five times a call
 
     def contrastive_loss(
         self,

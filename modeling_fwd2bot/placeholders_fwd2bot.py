@@ -65,25 +65,21 @@ def expand_placeholders(
     Raises:
         ValueError: when placeholders and summaries differ in number.
     """
-    num_rows, width = input_ids.shape
     keep = attention_mask.bool()
     is_placeholder = (input_ids == image_token_id) & keep
     check_placeholders(is_placeholder.sum(1), len(lengths))
 
     repeats = keep.long().masked_scatter(is_placeholder, lengths.to(input_ids.device, torch.long))  # (N, L)
-    new_lengths = repeats.sum(1)  # (N,)
-    new_width = int(new_lengths.max())
-    source = torch.repeat_interleave(
-        torch.arange(num_rows * width, device=input_ids.device), repeats.flatten()
-    )  # (T,), T = all tokens of the batch
-    row = source // width
-    first = new_lengths.cumsum(0) - new_lengths  # index in T of each row's first token
-    column = torch.arange(len(source), device=input_ids.device) - first[row] + (new_width - new_lengths)[row]
+    ends = repeats.cumsum(1)  # (N, L)
+    shortest, width = (int(length) for length in ends[:, -1].aminmax())  # width is L'
+    ends += width - ends[:, -1:]  # each row to the right
+    columns = torch.arange(width, device=input_ids.device).repeat(len(ends), 1)  # (N, L')
+    source = torch.searchsorted(ends, columns, right=True)  # (N, L'), the column of input_ids that a new one repeats
+    padding = None if shortest == width else columns < ends[:, :1] - repeats[:, :1]
 
     def spread(values: torch.Tensor, fill: int) -> torch.Tensor:
-        out = values.new_full((num_rows, new_width), fill)
-        out[row, column] = values.flatten()[source]
-        return out
+        spread_out = values.gather(1, source)
+        return spread_out if padding is None else spread_out.masked_fill(padding, fill)
 
     expanded = {
         "input_ids": spread(input_ids, pad_token_id),

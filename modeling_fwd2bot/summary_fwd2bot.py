@@ -1,6 +1,7 @@
 """`Fwd2BotSummary`: the compressed images themselves, with what made them, in memory and on disk."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -121,11 +122,9 @@ class Fwd2BotSummary:
     def to(self, *args: Any, **kwargs: Any) -> "Fwd2BotSummary":
         """Like `torch.Tensor.to`; a cast that overflows (float32 to float16) is an error, not an infinity."""
         tokens = self.tokens.to(*args, **kwargs)
-        if (
-            tokens.dtype != self.tokens.dtype
-            and torch.isfinite(self.tokens).all()
-            and not torch.isfinite(tokens).all()
-        ):
+        if tokens is self.tokens:
+            return self
+        if tokens.dtype != self.tokens.dtype and all_finite(self.tokens) and not all_finite(tokens):
             raise ValueError(
                 f"A summary value of {self.tokens.abs().max().item():.4g} does not fit {tokens.dtype} "
                 f"(largest {torch.finfo(tokens.dtype).max:.4g}). Keep it in {self.tokens.dtype} or torch.bfloat16."
@@ -169,7 +168,7 @@ class Fwd2BotSummary:
             ValueError: for NaN or infinity. OSError: for a path that cannot be written.
         """
         path = Path(path)
-        if not torch.isfinite(self.tokens).all():
+        if not all_finite(self.tokens):
             raise ValueError(
                 "The summary holds NaN or infinity and was not saved. Compress the images anew in float32."
             )
@@ -216,9 +215,16 @@ class Fwd2BotSummary:
 
 def summary_from(value: Any) -> Fwd2BotSummary:
     """`value` as a summary: one already, of this module or of another copy of it, or a bare `(N, k, d)` tensor."""
+    if type(value) is Fwd2BotSummary:
+        return value
     if hasattr(value, "tokens") and hasattr(value, "lengths"):
         return Fwd2BotSummary(value.tokens, value.lengths, getattr(value, "metadata", None))
     return Fwd2BotSummary(value)
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite: seen from the smallest and the largest, which are NaN where any is."""
+    return values.numel() == 0 or all(math.isfinite(value) for value in values.detach().aminmax())
 
 
 def pool_summary(tokens: torch.Tensor, num_summary_tokens: int) -> torch.Tensor:

@@ -39,13 +39,16 @@ def check_loading_info(info: Mapping[str, Any], path: str | os.PathLike) -> None
         )
 
 
-def weights_fingerprint(parameters: Mapping[str, torch.Tensor]) -> str:
+def weights_fingerprint(parameters: Mapping[str, torch.Tensor], merged: str | None = None) -> str:
     """16 hexadecimal digits that identify trained weights: names, shapes and values, in order of name.
+
+    Args:
+        merged: the fingerprint of a model whose adapters were merged, since they are not among its parameters.
 
     Raises:
         ValueError: for weights that are not here, because they are offloaded or another process has them.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256((merged or "").encode())
     for name in sorted(parameters):
         value = parameters[name].detach()
         if hasattr(value, "full_tensor"):  # a DTensor, of which this process may hold a part

@@ -1,11 +1,13 @@
 """What the benchmarks of speed measure with: opponents that are the bare models, memory, and figures by hand."""
 
+import argparse
 import runpy
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "measuring.py"
 
@@ -27,6 +29,21 @@ def test_bare_language_model_is_that_of_the_backbone(measuring, shared_fwd2bot, 
     with torch.no_grad():
         found = measuring["bare_language_model"](shared_fwd2bot)(**words).logits
         assert torch.equal(found, tiny.tiny_backbone()(**words).logits)
+
+
+def test_floor_of_answering_runs_the_loop_of_the_backbone(measuring, shared_fwd2bot, tiny_processor):
+    """The same tokens from the same kind of cache, and logits of as many positions."""
+    words = tiny_processor(text=["What is it?", "Why?"])
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True}
+    floor = measuring["bare_language_model"](shared_fwd2bot)
+    shapes = []
+    floor.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.logits.shape[:2])))
+    found = floor.generate(**words, **options)
+    expected = shared_fwd2bot.generate_uncompressed(**words, **options)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert type(found.past_key_values) is type(expected.past_key_values)
+    assert floor.dtype == shared_fwd2bot.dtype
+    assert shapes == [(2, 1)] * 4
 
 
 def test_stages_are_loaded_as_their_processes_load_them(measuring, shared_fwd2bot):
@@ -56,6 +73,21 @@ def test_runs_take_turns_and_are_warmed_up(measuring):
 
 def test_ratio_is_the_median_over_repetitions(measuring):
     assert measuring["ratio"]({"one": [2.0, 9.0, 3.0], "other": [1.0, 3.0, 3.0]}, "one", "other") == 2.0
+
+
+@pytest.mark.parametrize(
+    "function, values",
+    [("draw", {"a": ([1, 8], [2.0, 3.0])}), ("draw_parts", {"a": {"x": 1.0, "y": 2.0}, "b": {"y": 3.0}})],
+)
+def test_figures_are_drawn_where_that_is_asked_for(measuring, tmp_path, function, values):
+    args = argparse.Namespace(size="tiny", dtype="float32", device="cpu", plot=None)
+    units = ("pictures", "ms") if function == "draw" else ("s",)
+    measuring[function](args, values, *units)
+    args.plot = tmp_path / "figure.png"
+    measuring[function](args, values, *units)
+    with Image.open(args.plot) as figure:
+        assert figure.format == "PNG"
+        assert len(figure.convert("RGB").getcolors(1 << 20)) > 10
 
 
 @pytest.mark.parametrize("power", [0, 1, 2])

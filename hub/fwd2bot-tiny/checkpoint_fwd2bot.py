@@ -34,6 +34,7 @@ class CheckpointMixin:
 
     _hub: dict[str, Any] = {}  # with which options it was loaded from the Hub
     adapters_merged: bool = False  # whether the weights hold the adapter of the only stage
+    _merged_fingerprint: str | None = None  # of the checkpoint whose adapters are not to be seen any more
 
     @classmethod
     def from_backbone(
@@ -169,6 +170,8 @@ class CheckpointMixin:
             model._merge_adapters(path, required=merge_adapters is not None)
         model.mark_trainable()
         model._fingerprinted = _versions(model)
+        if model.adapters_merged or model.config.merged_stage is not None:
+            model._merged_fingerprint = model.config.fingerprint
         return (model, info) if return_info else model
 
     @classmethod
@@ -225,18 +228,19 @@ class CheckpointMixin:
 
         What changes weights behind autograd's back (`parameter.data`) is not seen.
         """
-        seen = self.__dict__.get("_fingerprinted")
         versions = _versions(self)
+        seen = self.__dict__.get("_fingerprinted")
         if self.config.fingerprint is None or seen not in (versions, "before copying"):
             trained = self.trained_parameters()
             if self.config.fingerprint is None or not any(value.is_meta for value in trained.values()):
-                self.config.fingerprint = weights_fingerprint(trained)
+                self.config.fingerprint = weights_fingerprint(trained, self._merged_fingerprint)
         self._fingerprinted = versions
         return self.config.fingerprint
 
     def __getstate__(self) -> dict[str, Any]:
+        versions = _versions(self)
         state = dict(without_recording(self).__dict__)  # of pickle and deepcopy, which count the versions anew
-        if state.get("_fingerprinted") == _versions(self):
+        if state.get("_fingerprinted") == versions:
             state["_fingerprinted"] = "before copying"
         state.pop("_trained_places", None)
         return state
@@ -395,6 +399,8 @@ def _versions(model: Any) -> list[int]:
     """
     places = model.__dict__.get("_trained_places")
     if places is None or any(holder.get(key) is not value for holder, key, value in places):
+        if places is not None:  # other tensors are there, which may have been written to as often
+            model.__dict__["_fingerprinted"] = None
         places = model.__dict__["_trained_places"] = _trained_places(model)
     weights = (value for _, _, value in places if isinstance(value, torch.Tensor))
     return [0 if value.is_inference() else value._version for value in weights]

@@ -9,10 +9,10 @@ from transformers import GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
-from .adapters_fwd2bot import run_stage
+from .adapters_fwd2bot import answer_words, run_stage
 from .configuration_fwd2bot import check_num_summary_tokens
 from .placeholders_fwd2bot import check_placeholders, count_placeholders, expand_placeholders
-from .summary_fwd2bot import Fwd2BotSummary, pool_summary, summary_from
+from .summary_fwd2bot import Fwd2BotSummary, all_finite, pool_summary, summary_from
 
 # Settings with which `generate()` reads the prompt from its ids: decoding with drafts, and a prompt in chunks.
 FOR_WORDS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "prefill_chunk_size")
@@ -125,11 +125,13 @@ class SummaryGenerationMixin(GenerationMixin):
                         f"{name} reads the prompt as words, which a summary has none of. Leave it out; it works for "
                         "prompts without images."
                     )
-            kwargs["inputs_embeds"] = self._insert(summary, expanded)
+            with answer_words():
+                kwargs["inputs_embeds"] = self._insert(summary, expanded)
         self._add_to_lengths(kwargs, width - input_ids.shape[1])
         if not torch.equal(expanded["input_ids"], input_ids):
             _show_given_prompt(kwargs, input_ids, width)
-        output = super().generate(expanded["input_ids"], attention_mask=expanded["attention_mask"], **kwargs)
+        with answer_words():
+            output = super().generate(expanded["input_ids"], attention_mask=expanded["attention_mask"], **kwargs)
         return _restore_prompt(output, input_ids, width)
 
     def _setting(self, name: str, kwargs: dict[str, Any]) -> Any:
@@ -241,8 +243,9 @@ class SummaryGenerationMixin(GenerationMixin):
         if attention_mask.shape != input_ids.shape:
             found = f"{tuple(attention_mask.shape)} for input_ids of shape {tuple(input_ids.shape)}"
             raise ValueError(f"attention_mask must have the shape of input_ids, got {found}. {remedy}")
-        empty = (attention_mask.sum(1) == 0).nonzero().flatten().tolist()
-        if empty:
+        counts = attention_mask.sum(1)
+        if not counts.all():
+            empty = (counts == 0).nonzero().flatten().tolist()
             raise ValueError(f"attention_mask leaves no token in row(s) {empty}. {remedy}")
 
     def _check_no_image(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, inputs: dict) -> None:
@@ -280,7 +283,7 @@ class SummaryGenerationMixin(GenerationMixin):
                         f"This model was loaded with stage='text', without its vision tower, and cannot read "
                         f"{name!r}. Load it without `stage`, or with stage='compress'."
                     )
-                if not torch.isfinite(value).all():
+                if not all_finite(value):
                     raise ValueError(f"{name!r} holds NaN or infinity. Make it anew with processor.process_images.")
                 inputs[name] = value.to(self.dtype)
         return inputs
@@ -293,17 +296,18 @@ class SummaryGenerationMixin(GenerationMixin):
                 f"The summary is {summary.tokens.shape[-1]} wide, but this model's summaries are {width} wide. "
                 "Compress the images anew with this model."
             )
-        made_by, name = summary.metadata, _public_name(self.config.name_or_path)
+        made_by = summary.metadata
         for key, allowed in (
             ("fingerprint", [self.fingerprint]),
             ("prompt", [self.config.image_prompt, self.config.text_prompt]),
         ):
             if made_by[key] is not None and made_by[key] not in allowed:
+                name = _public_name(self.config.name_or_path)
                 raise ValueError(
                     f"The summary was made by another model: its {key} is {made_by[key]!r}, of model "
                     f"{made_by['model']!r}; this is {name!r} with {allowed[0]!r}. Compress the images anew with it."
                 )
-        if not torch.isfinite(summary.tokens).all():
+        if not all_finite(summary.tokens):
             raise ValueError("The summary holds NaN or infinity. Compress the images anew.")
         return summary.to(device=self.device, dtype=self.summary_projector.weight.dtype)
 
@@ -378,7 +382,8 @@ def _restore_prompt(
     """Put the caller's prompt, one placeholder per image, back in front of the new ids."""
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
     repeats = len(sequences) // len(input_ids)  # num_return_sequences
-    prompt = input_ids.to(sequences.device).repeat_interleave(repeats, 0)
+    prompt = input_ids.to(sequences.device)
+    prompt = prompt if repeats == 1 else prompt.repeat_interleave(repeats, 0)
     sequences = torch.cat([prompt, sequences[:, expanded_length:]], 1)
     if isinstance(output, torch.Tensor):
         return sequences

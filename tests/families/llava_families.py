@@ -1,5 +1,7 @@
 """LLaVA and its descendants."""
 
+from typing import Any
+
 import transformers
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -20,7 +22,13 @@ from .tiny_parts import (
 )
 
 
-def _llava(tower: str, strategy: str, padded_to: int | None = None) -> Family:
+def _llava(
+    tower: str,
+    strategy: str,
+    padded_to: int | None = None,
+    text: type[transformers.PreTrainedConfig] = transformers.LlamaConfig,
+    **fields: Any,
+) -> Family:
     template = user_turn("USER: ", "<image>\n", " ", "ASSISTANT:", end=" </s>")
     tokenizer = make_tokenizer(
         bos="<s>", eos="</s>", pad="<pad>", template=template, start_with_bos=True, image_token="<image>"
@@ -33,7 +41,7 @@ def _llava(tower: str, strategy: str, padded_to: int | None = None) -> Family:
     )
     config = transformers.LlavaConfig(
         vision_config=vision,
-        text_config=transformers.LlamaConfig(**text_fields(tokenizer, padded_to)),
+        text_config=text(**text_fields(tokenizer, padded_to, **fields)),
         image_token_index=tokenizer.image_token_id,
         vision_feature_select_strategy=strategy,
         vision_feature_layer=-2,
@@ -72,6 +80,13 @@ def llava_siglip_default() -> Family:
 @family
 def llava_siglip_full() -> Family:
     return _llava("siglip", "full")
+
+
+@family
+def llava_mixtral() -> Family:
+    """A mixture of experts: 2 of 4 for each token, their weights in one tensor that takes no LoRA."""
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    return _llava("clip", "default", text=transformers.MixtralConfig, **experts)
 
 
 @family

@@ -379,6 +379,17 @@ def test_loading_other_weights_gives_their_fingerprint(saved):
     assert loaded.fingerprint == other.fingerprint != saved[1].fingerprint
 
 
+def test_assigning_other_weights_gives_their_fingerprint(saved):
+    loaded, other = Fwd2BotForConditionalGeneration.from_pretrained(saved[0]), tiny.tiny_fwd2bot(seed=1)
+    again = copy.deepcopy(loaded)  # tensors that were written to as often as those they take the place of
+    with torch.no_grad():
+        for name, value in other.named_parameters():
+            again.get_parameter(name).data = value.clone()
+    assert loaded.fingerprint == saved[1].fingerprint
+    loaded.load_state_dict(dict(again.named_parameters()), assign=True)
+    assert loaded.fingerprint == other.fingerprint != saved[1].fingerprint
+
+
 def test_unsaved_model_refuses_the_summary_of_another(processor):
     summary = tiny.tiny_fwd2bot(seed=1).compress(**processor.process_images(tiny.pictures(1)))
     with pytest.raises(ValueError, match="made by another model: its fingerprint"):

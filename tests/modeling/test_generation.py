@@ -1,5 +1,6 @@
 """Use: compress, embed and generate, with the laws that hold for them (1 to 4 and 8)."""
 
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,7 +8,9 @@ import tiny
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer, TextStreamer
 
-from fwd2bot import Fwd2BotSummary
+from fwd2bot import Fwd2BotOutput, Fwd2BotSummary
+from fwd2bot.adapters_fwd2bot import answer_words
+from fwd2bot.placeholders_fwd2bot import expand_placeholders
 
 QUESTIONS = ["What is it?", "Is it a very large red thing?", "Why?"]
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
@@ -390,6 +393,67 @@ def test_prefill_computes_logits_of_the_last_position_alone(model, processor, su
     finally:
         hook.remove()
     assert shapes == [1]
+
+
+def test_step_of_an_answer_is_the_forward_that_anyone_can_call(model, processor, summary, prompts):
+    """Inside of `generate()` words are looked up and outputs handed on without what they do not need there."""
+    inputs = processor(text=prompts)
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    answer = model.generate_from_summary(summary, **inputs, **options)
+    new = answer.sequences[:, inputs["input_ids"].shape[1] :]
+    start = model.generate_from_summary(summary, **inputs, **{**options, "max_new_tokens": 1, "min_new_tokens": 1})
+    cache = start.past_key_values
+    mask = torch.ones(len(new), cache.get_seq_length() + 1, dtype=torch.long)
+    mask[:, :-1] = _attended(model, summary, inputs)
+    with torch.no_grad():
+        step = model(
+            input_ids=new[:, :1],
+            attention_mask=mask,
+            position_ids=mask.cumsum(1)[:, -1:] - 1,
+            past_key_values=cache,
+        )
+    assert isinstance(step, Fwd2BotOutput)
+    torch.testing.assert_close(step.logits[:, -1], answer.logits[1], rtol=0, atol=1e-5)
+
+
+def _attended(model, summary, inputs):
+    lengths, image = summary.lengths, model.image_token_id
+    return expand_placeholders(inputs["input_ids"], inputs["attention_mask"], lengths, image, 0)["attention_mask"]
+
+
+def test_queries_are_read_outside_of_answers(model):
+    first = model.get_input_embeddings().num_embeddings
+    with torch.no_grad():
+        found = model(torch.tensor([[5, first]])).logits
+        with answer_words():
+            assert torch.equal(model(torch.tensor([[5, 6]])).logits[:, :1], found[:, :1])
+            with pytest.raises(IndexError):
+                model(torch.tensor([[5, first]]))
+    assert torch.isfinite(found).all()
+
+
+def test_pictures_can_be_compressed_in_the_midst_of_an_answer(model, processor, images, summary, prompts):
+    """By a stopping criterion, in the same thread."""
+    found = []
+
+    class Compress(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            found.append(model.compress(**images).tokens)
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    expected = answers(model, processor, summary, prompts)
+    stopping = StoppingCriteriaList([Compress()])
+    assert answers(model, processor, summary, prompts, stopping_criteria=stopping) == expected
+    assert len(found) == len(expected[0])
+    assert all(torch.equal(tokens, summary.tokens) for tokens in found)
+
+
+def test_signature_that_is_kept_is_that_of_forward(model):
+    """`generate()` asks for it five times a call."""
+    code = type(model).forward.__code__
+    names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    assert list(inspect.signature(model.forward).parameters) == [*names, "kwargs"]
 
 
 def test_max_length_counts_one_placeholder_per_picture(model, processor, summary, prompts):

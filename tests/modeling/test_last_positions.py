@@ -86,6 +86,17 @@ def test_hidden_states_that_are_asked_for_are_whole(model, processor):
     assert torch.equal(found, expected)
 
 
+def test_attentions_that_are_asked_for_are_whole(processor):
+    model = tiny.tiny_fwd2bot()
+    model.set_attn_implementation("eager")
+    words = processor(text=["What is it?"])
+    with torch.no_grad():
+        expected = model(**words, output_attentions=True).attentions[-1]
+        model.backbone.config.output_attentions = model.get_decoder().config.output_attentions = True
+        found = model(**words, logits_to_keep=1).attentions[-1]
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("part", ["backbone", "text", "decoder"])
 def test_hidden_states_that_a_config_asks_for_are_whole(processor, part):
     model = tiny.tiny_fwd2bot()
@@ -142,6 +153,38 @@ def test_part_that_returns_more_than_its_output_keeps_the_rest():
         output, rest = decoder.layers[0].mlp(torch.ones(1, 3, 2))
     assert output.tolist() == [[[0, 0], [0, 0], [2, 2]]]
     assert rest == "where they went"
+
+
+def test_part_that_lays_its_rows_one_below_the_other_keeps_them_so():
+    class Flat(nn.Module):
+        def forward(self, x):
+            return x.flatten(0, 1) + 1
+
+    decoder = nn.Module()
+    decoder.layers = nn.ModuleList([nn.Module()])
+    decoder.layers[0].mlp = Flat()
+    decoder.eval()
+    install_last_positions(decoder)
+    with torch.no_grad(), only_last_positions(1):
+        output = decoder.layers[0].mlp(torch.arange(6.0).view(2, 3, 1))
+    assert output.flatten().tolist() == [0, 0, 3, 0, 0, 6]
+    assert output.shape == (6, 1)
+
+
+def test_part_of_more_dimensions_is_padded_along_the_positions():
+    class Heads(nn.Module):
+        def forward(self, x):
+            return x.unflatten(-1, (2, 1))
+
+    decoder = nn.Module()
+    decoder.layers = nn.ModuleList([nn.Module()])
+    decoder.layers[0].mlp = Heads()
+    decoder.eval()
+    install_last_positions(decoder)
+    with torch.no_grad(), only_last_positions(1):
+        output = decoder.layers[0].mlp(torch.ones(1, 3, 2))
+    assert output.shape == (1, 3, 2, 1)
+    assert output[0, :, 0, 0].tolist() == [0, 0, 1]
 
 
 def test_decoder_of_another_make_is_left_alone():

@@ -121,6 +121,36 @@ def test_merged_model_travels_to_other_processes(saved, processor):
     assert twin.fingerprint == loaded.fingerprint == saved[1].fingerprint
 
 
+def test_merged_models_of_other_adapters_keep_other_fingerprints_when_changed_alike(tmp_path):
+    merged = []
+    for number in range(2):
+        model = tiny.tiny_fwd2bot()
+        if number:
+            with torch.no_grad():
+                next(value for name, value in model.named_parameters() if ".lora_B.generate" in name).add_(1)
+        model.save_pretrained(tmp_path / str(number))
+        merged.append(from_pretrained(tmp_path / str(number), stage="generate"))
+    before = [model.fingerprint for model in merged]
+    for model in merged:
+        with torch.no_grad():
+            model.summary_projector.bias.add_(1)
+    after = [model.fingerprint for model in merged]
+    assert len({*before, *after}) == 4
+
+
+def test_sum_that_does_not_fit_the_dtype_of_the_weights_is_an_error(tmp_path):
+    model = tiny.tiny_fwd2bot()
+    layer = model.get_decoder().layers[1].mlp.up_proj
+    with torch.no_grad():
+        layer.lora_A["generate"].weight.fill_(200)
+        layer.lora_B["generate"].weight.fill_(200)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="layers.1.mlp.up_proj with their adapter reach .*float16.*bfloat16"):
+        from_pretrained(tmp_path, stage="generate", dtype=torch.float16)
+    assert from_pretrained(tmp_path, stage="generate", dtype=torch.bfloat16).adapters_merged
+    assert adapter_names(from_pretrained(tmp_path, stage="generate", dtype=torch.float16, merge_adapters=False))
+
+
 @pytest.mark.parametrize("stage", [None, "text"])
 def test_merging_where_both_adapters_are_kept_is_refused(saved, stage):
     with pytest.raises(ValueError, match=f"merge_adapters=True came with stage={stage!r}.*'compress', 'generate'"):

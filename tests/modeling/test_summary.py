@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fwd2bot import Fwd2BotSummary
-from fwd2bot.summary_fwd2bot import pool_summary, summary_from
+from fwd2bot.summary_fwd2bot import all_finite, pool_summary, summary_from
 
 MADE_BY = {"model": "someone/model", "revision": "abc", "fingerprint": "0123", "prompt": "Sum.", "dtype": "float32"}
 
@@ -183,6 +183,15 @@ def test_pooling_is_the_normalised_mean_in_float32(summary):
     assert pooled.dtype == torch.float32
     expected = torch.tensor([[2.0, 3.0], [8.0, 9.0]])
     torch.testing.assert_close(pooled, expected / expected.norm(dim=-1, keepdim=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_found_anywhere(dtype, value):
+    values = torch.linspace(-3, 3, 66, dtype=dtype, requires_grad=True)
+    assert all_finite(values) and all_finite(values[:0])
+    for place in (0, 40, 65):
+        assert not all_finite(values.detach().index_fill(0, torch.tensor([place]), value))
 
 
 def test_pickle_round_trip(summary):
