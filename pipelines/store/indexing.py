@@ -156,12 +156,7 @@ class IndexingJob:
             for item, code, embedding in done:
                 self.pending[item.key] = (item, code, embedding)
                 self._replace(item)
-                self.report.duplicates += len(item.copies)
-                for copy in item.copies:
-                    self._replace(copy)
-        for item in new:
-            for copy in item.copies:
-                copy.error = item.error
+            self._settle_copies(new)
         self._fail(batch.items)
         if len(self.pending) + len(self.replaced) >= self.commit_every:
             self._commit()
@@ -260,6 +255,16 @@ class IndexingJob:
 
     def _replace(self, item: Item) -> None:
         self.replaced.update(dict.fromkeys(item.replaces, item.source))
+
+    def _settle_copies(self, items: Iterable[Item]) -> None:
+        """The fate of pictures that went through the model is that of their copies in the same batch."""
+        for item in items:
+            stored = self.pending.get(item.key, [None])[0] is item and item.error is None
+            for copy in item.copies:
+                copy.error = item.error
+                if stored:
+                    self.report.duplicates += 1
+                    self._replace(copy)
 
     def _commit(self) -> None:
         if not self.pending and not self.replaced:

@@ -143,6 +143,7 @@ class RayIndexingJob(IndexingJob):
         if sent:
             summaries = self._summaries(sent)
             self._keep(item for item in sent if item.stamp is not None and item.error is None)
+            self._settle_copies([item for item, _, _ in self.pending.values()])
             kept = {id(item) for item, _, _ in self.pending.values() if item.error is None}
             self._write(summaries, [(index, item) for index, item in enumerate(sent) if id(item) in kept])
         self.pending.clear()
