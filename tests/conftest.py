@@ -12,6 +12,7 @@ import signal  # noqa: E402
 
 import pytest  # noqa: E402
 import tiny  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children would not hear Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -36,6 +37,16 @@ def deprecations_are_errors():
     yield handler
     for logger in loggers:
         logger.removeHandler(handler)
+
+
+@pytest.fixture(autouse=True)
+def what_commands_silence_stays_theirs():
+    """A command sets the verbosity and the progress bars of its process; the tests after it have what was before."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    yield
+    transformers_logging.set_verbosity(verbosity)
+    if bars != transformers_logging.is_progress_bar_enabled():
+        (transformers_logging.enable_progress_bar if bars else transformers_logging.disable_progress_bar)()
 
 
 @pytest.fixture
