@@ -326,7 +326,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
                     logits_to_keep=logits_to_keep,
                     **kwargs,
                 )
-                if reads_words_alone():  # generate() wants logits and cache, and each step pays for an output of ours
+                # generate() wants logits and cache, and each step pays for an output of ours
+                if labels is None and reads_words_alone():
                     return output
             loss = None if labels is None else autoregressive_loss(output.logits, labels, num_items_in_batch)
             return Fwd2BotOutput(

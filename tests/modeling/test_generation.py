@@ -461,3 +461,20 @@ def test_max_length_counts_one_placeholder_per_picture(model, processor, summary
     length = inputs["input_ids"].shape[1]
     output = model.generate_from_summary(summary, **inputs, max_length=length + 3, min_length=length + 3)
     assert output.shape[1] == length + 3
+
+
+def test_words_may_be_scored_in_the_midst_of_an_answer(model, processor, summary, prompts):
+    """By a stopping criterion, in the same thread: its loss is that of a call outside."""
+    words = torch.tensor([[5, 6, 7, 8]])
+
+    def loss():
+        return model(words, labels=words).loss
+
+    class Scores(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            found.append(loss())
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    found = []
+    answers(model, processor, summary, prompts, stopping_criteria=StoppingCriteriaList([Scores()]))
+    assert found and all(torch.equal(one, loss()) for one in found)
