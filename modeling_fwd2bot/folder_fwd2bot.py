@@ -87,25 +87,28 @@ def check_name(name: str | os.PathLike, what: str = "checkpoint") -> None:
     name = os.fspath(name)
     if os.path.isdir(name):
         return
-    try:
-        validate_repo_id(name)
-        is_id = "/" in name
-    except HFValidationError:
-        is_id = False
-    if not is_id:
+    if not _is_id(name):
         raise FileNotFoundError(
             f"There is no folder {name!r}, and an id on the Hub has the form owner/name. {_remedy(name, what)}"
         )
+
+
+def _is_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
 
 
 def _remedy(name: str, what: str) -> str:
     """What to give instead of a name that is neither a folder nor an id."""
     if "://" in name:
         return "Give owner/name instead of an address."
-    if name.startswith("~"):
-        return f"Python does not expand ~: give {os.path.expanduser(name)!r}."
-    name, at, revision = name.partition("@")
-    if at:
+    if (expanded := os.path.expanduser(name)) != name:
+        return f"Python does not expand ~: give {expanded!r}."
+    name, _, revision = name.partition("@")
+    if revision and _is_id(name):
         return f"Give {name!r}, and {revision!r} as the revision."
     return f"Give the folder of a {what}, or the id of one."
 

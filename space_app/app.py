@@ -304,7 +304,7 @@ def build(service: Service) -> gr.Blocks:
             answer,
             [question, chosen, ask_k, find, both, number],
             [ask_status, talk, costs],
-            js=browser.given(6, x1=browser.ticked("#f2b-ask-pick"), x5=browser.CONVERSATION),
+            js=browser.given(6, x0=browser.ASK, x1=browser.ticked("#f2b-ask-pick"), x5=browser.CONVERSATION),
             show_progress_on=ask_status,
             trigger_mode="multiple",  # the service puts them in order, and answers none twice
             **shared,

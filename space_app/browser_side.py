@@ -67,7 +67,8 @@ KEEP_TICKS = "watch('value', () => window.f2b.tick())"
 # nobody any time.
 _PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED) => {
   const none = () => ({ count: 0, large: [], query: false });
-  const f2b = (window.f2b = { conversation: 0, arrived: [], sent: 0, refused: none(), ticked: new Set() });
+  const f2b = (window.f2b = { conversation: 0, arrived: [], sent: 0, refused: none(), ticked: new Set(),
+    asked: new Set() });
   f2b.refusals = () => { const found = f2b.refused; f2b.refused = none(); return found; };
   f2b.arrive = (files) => { f2b.arrived.push(files); setTimeout(() => { f2b.sent = 0; }, 100); return null; };
   const isQuery = (input) => !input.closest('#f2b-upload');
@@ -118,11 +119,13 @@ _PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED) => {
   });
   const fill = (box, words) => { box.value = words; box.dispatchEvent(new Event('input', { bubbles: true })); };
   const plain = (words) => words.split(/\\s+/).filter(Boolean).join(' ');
-  // A question leaves its box when it appears in the conversation; what was typed since stays.
+  f2b.ask = (words) => { f2b.asked.add(plain(words)); return words; };
+  // A question leaves its box when it first appears in the conversation; what was typed since stays.
   f2b.answered = () => {
     const turn = [...document.querySelectorAll('#f2b-talk .f2b-turn')].at(-1);
     const box = document.querySelector('#f2b-question textarea');
-    if (!turn || !box || plain(box.value) !== plain(turn.querySelector('.f2b-question').textContent)) return;
+    const words = turn && plain(turn.querySelector('.f2b-question').textContent);
+    if (!turn || !box || !f2b.asked.delete(words) || plain(box.value) !== words) return;
     fill(box, '');
     turn.scrollIntoView({ block: 'nearest' });
   };
@@ -151,6 +154,7 @@ REFUSED = "window.f2b.refusals()"
 KEEP_ARRIVED = "(files) => window.f2b.arrive(files)"
 ARRIVED = "window.f2b.arrived.shift() ?? null"
 FOCUS_UPLOAD = "() => { document.querySelector('#f2b-upload button')?.focus(); return []; }"
+ASK = "window.f2b.ask(x0)"
 CONVERSATION = "window.f2b.conversation"
 NEXT_CONVERSATION = "++window.f2b.conversation"
 

@@ -20,12 +20,13 @@ def add_endpoints(service: Service, shared: dict[str, Any]) -> None:
     """Add the endpoints to the page that is being built; `shared` are options of all events that need the model."""
 
     def compress(picture: str, num_summary_tokens: int, request: gr.Request) -> dict[str, Any]:
-        with arrived(picture) as uploads:
+        with arrived(picture) as uploads:  # whose file goes at the end, whatever comes
+            length = _length(service, num_summary_tokens)
             added = service.add(request.session_hash, uploads)
         if added.problems:
             raise VisitorError(added.problems[0])
         [made] = added.pictures or [picture for _, picture in added.again]
-        summary = made.summary.truncate(_length(service, num_summary_tokens))
+        summary = made.summary.truncate(length)
         return {
             "id": made.id,
             "num_summary_tokens": summary.num_summary_tokens,
@@ -57,8 +58,6 @@ def add_endpoints(service: Service, shared: dict[str, Any]) -> None:
                 f"pictures has {len(pictures)} and find is {find}: only one of the two goes. Give pictures=[] or "
                 "find=0."
             )
-        if fresh:
-            service.new_conversation(request.session_hash)
         exchange = None
         for exchange in service.ask(  # noqa: B007  (the last one counts)
             request.session_hash,
@@ -67,6 +66,7 @@ def add_endpoints(service: Service, shared: dict[str, Any]) -> None:
             _length(service, num_summary_tokens),
             find=find,
             uncompressed=uncompressed,
+            fresh=fresh,
         ):
             pass
         other = exchange.uncompressed
@@ -129,7 +129,7 @@ def add_endpoints(service: Service, shared: dict[str, Any]) -> None:
 def _length(service: Service, number: Any) -> int:
     """The length k, of which 0 or none is the largest."""
     number = whole("num_summary_tokens", 0 if number is None else number)
-    if number < 0:
+    if not 0 <= number <= service.max_length:
         raise VisitorError(f"num_summary_tokens must be 0 (the largest) or 1 to {service.max_length}, not {number}.")
     return number or service.max_length
 

@@ -71,13 +71,13 @@ class Service:
         """Decode, encode anew and compress files; a picture that is here already is not compressed again.
 
         Raises:
-            VisitorError: for none or too many.
+            VisitorError: for none or too many, or when the visitor's pictures were removed meanwhile.
         """
         if not uploads:
             raise VisitorError("No file came. Choose at least one picture.")
         check_count(len(uploads))
         with self.visitors.visit(session) as visitor:
-            added, read, left_out = Added(), {}, 0
+            added, read, left_out, removals = Added(), {}, 0, visitor.removals
             for number, upload in enumerate(uploads, 1):
                 name = shown_name(upload.name)
                 try:
@@ -95,7 +95,9 @@ class Service:
                     else:
                         left_out += 1
                 if len(read) == BATCH_SIZE or number == len(uploads) and read:
-                    left_out += self._compress_own(visitor, [(name, jpeg) for jpeg, name in read.items()], added)
+                    left_out += self._compress_own(
+                        visitor, [(name, jpeg) for jpeg, name in read.items()], added, removals
+                    )
                     read = {}
                 if progress is not None:
                     progress(number, len(uploads))
@@ -113,8 +115,7 @@ class Service:
     def remove_own(self, session: str) -> None:
         """Let go of the visitor's pictures, of what was said about them, and of the last search."""
         with self.visitors.visit(session, keep=False) as visitor:
-            with visitor.lock:
-                visitor.pictures.clear()
+            visitor.remove_pictures()
             visitor.begin_search()
             visitor.begin_conversation()
 
@@ -124,13 +125,13 @@ class Service:
         with self._places:
             return self.model.compress(**inputs, num_summary_tokens=self.max_length).to("cpu")
 
-    def _compress_own(self, visitor: Visitor, read: list[tuple[str, bytes]], added: Added) -> int:
+    def _compress_own(self, visitor: Visitor, read: list[tuple[str, bytes]], added: Added, removals: int) -> int:
         """Compress and keep; returns how many found no room, since another upload has taken it meanwhile."""
         # From what is kept, so that the answer without compression is about the same pixels.
         images = [Picture("", title, "", jpeg, None).image() for title, jpeg in read]
         left_out = 0
         for (title, jpeg), summary in zip(read, self.compress(images), strict=True):
-            if (picture := visitor.add(title, jpeg, summary)) is not None:
+            if (picture := visitor.add(title, jpeg, summary, removals)) is not None:
                 added.pictures.append(picture)
             elif (picture := visitor.same(jpeg)) is not None:
                 added.again.append((title, picture))
@@ -214,6 +215,7 @@ class Service:
         find: int = 0,
         uncompressed: bool = True,
         number: int = 0,
+        fresh: bool = False,
     ) -> Iterator[Exchange]:
         """Answer from summaries, then uncompressed, as a stream; a question about the same pictures is a follow-up.
 
@@ -222,6 +224,7 @@ class Service:
             find: how many pictures the question itself shall find. A conversation whose pictures were found goes on
                 with these as long as `find` stays the same.
             number: of the conversation that the question belongs to, see `new_conversation`.
+            fresh: whether it begins a new conversation, once it can be answered.
 
         Raises:
             VisitorError: for an empty question, no picture, too many, one that is not here, or pictures together with
@@ -242,19 +245,23 @@ class Service:
                 "goes. Untick yours, or set the number of pictures to find to 0."
             )
         asked = (question, ids, length, find, uncompressed, number)
-        with self.visitors.visit(session) as visitor, visitor.answering(number, asked) as stop:
-            talk = visitor.conversation
-            if find:
-                goes_on = talk.turns and talk.found == find
-                ids = talk.pictures if goes_on else tuple(self._retrieve(visitor, question, length, find))
-            pictures = self._find(visitor, ids)
-            with visitor.lock:  # a new conversation may have begun meanwhile, and is not to be replaced
-                if stop.is_set():
-                    raise ConversationEndedError
-                remark = self._remark(talk, ids, find)
-                if (talk.pictures, talk.found) != (ids, find) or len(talk.turns) >= MAX_TURNS:
-                    talk = visitor.conversation = Conversation(ids, find)
-            yield from self._answer(talk, question, pictures, length, uncompressed, stop, remark)
+        with self.visitors.visit(session) as visitor:
+            if fresh:
+                self._find(visitor, ids)  # what cannot be answered ends no conversation
+                visitor.begin_conversation()
+            with visitor.answering(number, asked) as stop:
+                talk = visitor.conversation
+                if find:
+                    goes_on = talk.turns and talk.found == find
+                    ids = talk.pictures if goes_on else tuple(self._retrieve(visitor, question, length, find))
+                pictures = self._find(visitor, ids)
+                with visitor.lock:  # a new conversation may have begun meanwhile, and is not to be replaced
+                    if stop.is_set():
+                        raise ConversationEndedError
+                    remark = self._remark(talk, ids, find)
+                    if (talk.pictures, talk.found) != (ids, find) or len(talk.turns) >= MAX_TURNS:
+                        talk = visitor.conversation = Conversation(ids, find)
+                yield from self._answer(talk, question, pictures, length, uncompressed, stop, remark)
 
     def _remark(self, talk: Conversation, ids: tuple[str, ...], find: int) -> str:
         """What a question of these pictures means for the conversation."""

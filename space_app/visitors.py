@@ -132,6 +132,7 @@ class Visitor:
     last_seen: float = 0.0
     busy: int = 0
     made: int = 0
+    removals: int = 0  # so often all pictures were removed
     lock: threading.Lock = field(default_factory=threading.Lock)
     number: int = 0  # of the conversation, as the page counts them
     searches: int = 0  # so many have begun
@@ -142,7 +143,7 @@ class Visitor:
         """Yields what is set when the answer made within the block is no longer wanted; waits for those before it.
 
         Raises:
-            AskedTwiceError: when the same is being asked already.
+            AskedTwiceError: when the same was asked last, and is not answered yet.
             ConversationEndedError: when a conversation after that of this `number` has begun, or begins.
         """
         this = Answering(asked)
@@ -151,7 +152,8 @@ class Visitor:
         with self.lock:
             if number < self.number:
                 raise ConversationEndedError
-            if any(one.asked == asked and not one.stop.is_set() for one in self.running):
+            wanted = [one for one in self.running if not one.stop.is_set()]
+            if wanted and wanted[-1].asked == asked:
                 raise AskedTwiceError
             before = list(self.running)
             self.running.append(this)
@@ -222,9 +224,24 @@ class Visitor:
         """For so many more pictures."""
         return MAX_FILES - len(self.pictures)
 
-    def add(self, title: str, jpeg: bytes, summary: Any) -> Picture | None:
-        """The new picture; None where its content is here already, or no room is left."""
+    def remove_pictures(self) -> None:
+        """Forget the pictures, and those that are being compressed."""
+        with self.lock:
+            self.pictures.clear()
+            self.removals += 1
+
+    def add(self, title: str, jpeg: bytes, summary: Any, removals: int = 0) -> Picture | None:
+        """The new picture; None where its content is here already, or no room is left.
+
+        Args:
+            removals: as they were when its upload began.
+
+        Raises:
+            VisitorError: when the pictures were removed since.
+        """
         with self.lock:  # two uploads of one visitor may arrive at once
+            if removals != self.removals:
+                raise VisitorError("Your pictures were removed while others were added. Add those again to keep them.")
             if self.room <= 0 or self.same(jpeg) is not None:
                 return None
             self.made += 1

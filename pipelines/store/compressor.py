@@ -80,7 +80,8 @@ class Compressor:
 
     @property
     def is_on_cpu(self) -> bool:
-        return self.model.device.type == "cpu"
+        """Whether all of the model is; of one in parts some may be."""
+        return all(weight.device.type == "cpu" for weight in self.model.parameters())
 
     def prepare(self, pictures: list[Any]) -> Any:
         """What the model reads of decoded pictures, on the CPU; another thread may do it ahead."""

@@ -244,8 +244,9 @@ class IndexingJob:
     def _is_there(self, item: Item, row: dict[str, Any]) -> bool:
         """Count a picture whose content is in the store; False where its row is to be written anew."""
         if item.id is not None or (item.stamp and item.source == row["source"]):
-            self.report.skipped += has_same_metadata(item, row)
-            return has_same_metadata(item, row)
+            is_same = has_same_metadata(item, row)  # first: the other thread counts meanwhile
+            self.report.skipped += is_same
+            return is_same
         if item.stamp and _has_changed(row):
             return False  # this file takes the row over, which the other one will leave
         is_other = item.stamp is not None or row["added"] >= self.started
@@ -270,6 +271,12 @@ class IndexingJob:
         if not self.pending and not self.replaced:
             return
         self.is_committing = True
+        for (
+            item,
+            _,
+            _,
+        ) in self.pending.values():  # an interruption may have come between a picture and what it replaces
+            self._replace(item)
         items, codes, embeddings = zip(*self.pending.values(), strict=True) if self.pending else ((), (), ())
         rows = make_rows(self.table, items, codes, np.stack(embeddings)) if items else None
         self.table.upsert(rows, self.replaced)  # of changed files the old rows go as the new ones come

@@ -171,6 +171,9 @@ def test_folder_that_is_not_there_is_named(name):
         ("~/nowhere", rf"give '{Path.home()}/nowhere'\."),
         ("owner/name@v1", r"Give 'owner/name', and 'v1' as the revision\."),
         ("https://huggingface.co/owner/name", r"Give owner/name instead of an address\."),
+        *((name, r"Give the folder of a .*, or the id of one\.") for name in ("./a@b", "tiny@main", "@x", "a/b@")),
+        ("~no-such-user/x", r"Give the folder of a .*, or the id of one\."),
+        ("/data/run@2/final", r"Give the folder of a .*, or the id of one\."),
     ],
 )
 def test_name_of_another_form_is_told_how_it_is_written(name, remedy):

@@ -59,6 +59,21 @@ def test_removed_pictures_are_gone(service, visitor):
     assert all(not hit.picture.id.startswith("own") for hit in service.search(visitor, "a dog", 4, top_k=50))
 
 
+def test_pictures_that_are_compressed_while_all_are_removed_do_not_come_back(service, visitor, monkeypatch):
+    compress = service.compress
+
+    def removed(images):
+        service.remove_own(visitor)
+        return compress(images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "compress", removed)
+        with pytest.raises(VisitorError, match="removed while others were added. Add those again"):
+            service.add(visitor, [upload()])
+    assert service.own(visitor) == []
+    assert len(service.add(visitor, [upload()]).pictures) == 1
+
+
 def test_pictures_beyond_the_room_are_told_and_those_that_are_here_take_none(service, visitor, monkeypatch):
     monkeypatch.setattr(visitors, "MAX_FILES", 2)
     one, *more = [Upload(f"{index}.png", gallery()[index].path.read_bytes()) for index in range(4)]

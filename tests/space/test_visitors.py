@@ -129,3 +129,26 @@ def test_visitor_who_is_only_looked_at_is_not_held():
     with held.visit("a", keep=False) as visitor:
         assert visitor.pictures == {}
     assert len(held) == 0
+
+
+def test_question_that_is_repeated_after_another_is_answered_again():
+    visitor, order = Visitor(), []
+
+    def ask(words):
+        with visitor.answering(0, words):
+            order.append(words)
+
+    def later(words):
+        thread = threading.Thread(target=ask, args=[words])
+        before = len(visitor.running)
+        thread.start()
+        while len(visitor.running) == before and thread.is_alive():
+            threading.Event().wait(0.01)
+        return thread
+
+    with visitor.answering(0, "first"):
+        threads = [later("second"), later("first")]
+        assert order == []
+    for thread in threads:
+        thread.join()
+    assert order == ["second", "first"]

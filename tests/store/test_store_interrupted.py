@@ -17,6 +17,7 @@ import pytest
 import tiny
 
 from fwd2bot.pipelines.store import SummaryStore
+from fwd2bot.pipelines.store.indexing import IndexingJob
 from fwd2bot.pipelines.store.table import exists
 
 # Each process is a real one, forked from a server that has imported what takes seconds.
@@ -181,6 +182,7 @@ def test_killed_job_on_changed_files_gives_the_store_of_an_undisturbed_one(
     assert content(tmp_path / "killed") == content(tmp_path / "undisturbed")
 
 
+@pytest.mark.usefixtures("each_device")
 def test_interrupted_job_keeps_what_was_compressed(store, save_pictures, monkeypatch):
     folder, _ = save_pictures(20)
     original, calls = store._compressor.compress, []
@@ -199,6 +201,7 @@ def test_interrupted_job_keeps_what_was_compressed(store, save_pictures, monkeyp
     assert (report.added, report.skipped) == (8, 12)
 
 
+@pytest.mark.usefixtures("each_device")
 def test_ctrl_c_in_the_midst_of_a_commit_ends_it_first(store, save_pictures, monkeypatch):
     folder, _ = save_pictures(20)
     original, calls = store._table.upsert, []
@@ -213,6 +216,26 @@ def test_ctrl_c_in_the_midst_of_a_commit_ends_it_first(store, save_pictures, mon
     with pytest.raises(KeyboardInterrupt):
         store.add(folder, batch_size=4, commit_every=8)
     assert calls == [8, 8, 8] and len(store) == 16
+
+
+def test_ctrl_c_between_a_picture_and_what_it_replaces_leaves_no_old_row(store, save_pictures, monkeypatch):
+    folder, paths = save_pictures(4)
+    store.add(folder)
+    for path, picture in zip(paths, tiny.pictures(4, seed=9), strict=True):
+        picture.save(path)
+    original, calls = IndexingJob._replace, []
+
+    def interrupted(job, item):
+        calls.append(item)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        original(job, item)
+
+    monkeypatch.setattr(IndexingJob, "_replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.add(folder)
+    store.add(folder)
+    assert len(store) == 4
 
 
 def test_ctrl_c_ends_a_process_and_the_next_goes_on(start, save_pictures, tmp_path):

@@ -48,7 +48,7 @@ def test_picture_is_compressed_found_and_asked_about_and_other_clients_do_not_se
     ("arguments", "name", "words"),
     [
         (("", 8, 3), "/search", "The query is empty"),
-        (("a dog", 99, 3), "/search", "from 1 to 16"),
+        (("a dog", 99, 3), "/search", "must be 0 .the largest. or 1 to 16, not"),
         (("a dog", 8, 0), "/search", "top_k must be a whole number from 1 to 50, not 0"),
         (("a dog", "abc", 3), "/search", "num_summary_tokens must be a whole number, not 'abc'"),
         (("a dog", 2.5, 3), "/search", "num_summary_tokens must be a whole number, not 2.5"),
@@ -104,6 +104,25 @@ def test_large_file_is_an_error_with_the_remedy(client, tmp_path):
     (tmp_path / "large.png").write_bytes(b"x" * (11 * 2**20))
     with pytest.raises(AppError, match="“large.png” has 11.0 MB; at most 10 MB are taken. Make it smaller"):
         client.predict(handle_file(str(tmp_path / "large.png")), 8, api_name="/compress")
+
+
+@pytest.mark.parametrize("k", [99, -1])
+def test_picture_is_not_compressed_to_a_length_that_is_none(client, service, monkeypatch, k):
+    compressed = []
+    monkeypatch.setattr(service, "compress", compressed.append)
+    with pytest.raises(AppError, match=f"num_summary_tokens must be 0 .the largest. or 1 to 16, not {k}"):
+        client.predict(handle_file(str(gallery()[4].path)), k, api_name="/compress")
+    assert compressed == []
+
+
+def test_fresh_question_that_cannot_be_answered_ends_no_conversation(client):
+    def tokens(pictures, fresh):
+        return client.predict("What is it?", pictures, 0, 8, False, fresh, api_name="/ask")["cost"]["prompt_tokens"]
+
+    first = tokens(["gallery-43"], False)
+    with pytest.raises(AppError, match="There is no picture 'own-77'"):
+        tokens(["own-77"], True)
+    assert tokens(["gallery-43"], False) > first
 
 
 def test_same_file_twice_is_one_picture_of_the_client(client):

@@ -68,6 +68,18 @@ def test_answer_after_a_new_conversation_is_its_first(open_page, slow):
     assert page.locator("#f2b-talk .f2b-turn").count() == 1
 
 
+def test_question_that_is_typed_again_while_it_is_answered_stays_in_its_box(open_page, slow):
+    page = open_page()
+    tab(page, "Ask")
+    ask(page, DESCRIBE, "gallery-43")
+    page.wait_for_selector("#f2b-talk .f2b-turn")
+    box = page.get_by_label("Question about the pictures")
+    page.wait_for_function("!document.querySelector('#f2b-question textarea').value")
+    box.fill(DESCRIBE)
+    assert len(slow) and answers(page)
+    assert box.input_value() == DESCRIBE
+
+
 def test_removing_the_pictures_ends_the_answer_about_them(open_page, space, slow):
     page = open_page()
     add(page, own_file(43, "mine.png"))
