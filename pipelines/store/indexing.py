@@ -223,8 +223,7 @@ class IndexingJob:
             if first is not None and first.hash == item.hash:
                 first.copies.append(item)  # whose old row may go once the first one is compressed
             elif waiting is not None and waiting.hash == item.hash:
-                self.report.duplicates += 1
-                self._replace(item)
+                self._add_copy(waiting, item)
             elif item.id is not None and self._is_taken(item, first or waiting, row):
                 item.error = (
                     f"The id {item.id!r} was given to another picture since this call began. Give each one of its own."
@@ -257,6 +256,11 @@ class IndexingJob:
     def _replace(self, item: Item) -> None:
         self.replaced.update(dict.fromkeys(item.replaces, item.source))
 
+    def _add_copy(self, waiting: Item, copy: Item) -> None:
+        """A picture of the content of one that waits for the commit, and so went through the model."""
+        self.report.duplicates += 1
+        self._replace(copy)
+
     def _settle_copies(self, items: Iterable[Item]) -> None:
         """The fate of pictures that went through the model is that of their copies in the same batch."""
         for item in items:
@@ -271,11 +275,8 @@ class IndexingJob:
         if not self.pending and not self.replaced:
             return
         self.is_committing = True
-        for (
-            item,
-            _,
-            _,
-        ) in self.pending.values():  # an interruption may have come between a picture and what it replaces
+        # An interruption may have come between a picture and what it replaces.
+        for item, _, _ in self.pending.values():
             self._replace(item)
         items, codes, embeddings = zip(*self.pending.values(), strict=True) if self.pending else ((), (), ())
         rows = make_rows(self.table, items, codes, np.stack(embeddings)) if items else None

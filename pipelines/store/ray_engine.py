@@ -156,6 +156,10 @@ class RayIndexingJob(IndexingJob):
                 self.pending[item.key] = (item, b"", None)
                 self._replace(item)
 
+    def _add_copy(self, waiting: Item, copy: Item) -> None:
+        """Of a round; `_settle_copies` counts it once it is known whether the first one could be used."""
+        waiting.copies.append(copy)
+
     def _summaries(self, items: list[Item]) -> Dataset:
         """Compress on the cluster. What was found out about each item is noted in it; the tensors stay with Ray."""
         blocks = []

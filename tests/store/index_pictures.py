@@ -12,11 +12,21 @@ import torch
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 
 
-def index(pipe: Connection, checkpoint: Any, path: Any, folder: Any, commit_every: int, superuser: bool) -> None:
-    """Load the model, say "ready", wait for a word, index, and say how it went."""
+def index(
+    pipe: Connection, checkpoint: Any, path: Any, folder: Any, commit_every: int, superuser: bool, accelerator: bool
+) -> None:
+    """Load the model, say "ready", wait for a word, index, and say how it went.
+
+    Args:
+        accelerator: go the way of a model on one, which prepares each batch while the one before is computed.
+    """
     if not superuser:
         give_up_writing_everywhere()  # before there are other threads, which would keep the right
     from fwd2bot.pipelines.store import SummaryStore  # LanceDB has threads, which no fork would take along
+    from fwd2bot.pipelines.store.compressor import Compressor
+
+    if accelerator:
+        Compressor.is_on_cpu = False
 
     torch.set_num_threads(1)
     model = Fwd2BotForConditionalGeneration.from_pretrained(checkpoint)

@@ -107,6 +107,28 @@ def test_pictures_in_memory_and_ids_reach_the_workers(new_store, engine, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("look_up", [1, 1000])  # pictures in one question to the table
+def test_copies_in_a_round_share_the_fate_of_the_first(new_store, save_pictures, engine, monkeypatch, look_up):
+    monkeypatch.setattr("fwd2bot.pipelines.store.ray_engine.LOOKUP", look_up)
+    folder, paths = save_pictures(4)
+    on_cluster, alone = new_store("cluster"), new_store("alone")
+    for store in (on_cluster, alone):
+        store.add(folder)
+    # Two files change to the same content: the first has its row, and the old rows of both go.
+    tiny.pictures(1, seed=7)[0].save(paths[0])
+    paths[1].write_bytes(paths[0].read_bytes())
+    assert counts(on_cluster.add(folder, engine=engine)) == counts(alone.add(folder)) == (0, 1, 1, 2, 0)
+    assert {row[0] for row in content(on_cluster).values()} == {str(path) for path in (paths[0], *paths[2:])}
+    assert_same(on_cluster, alone)
+
+    shown = [b"no picture", paths[0].read_bytes(), b"no picture", (good := tiny.pictures(5, seed=8)[4]), good]
+    report = on_cluster.add(shown, engine=engine)
+    assert counts(report) == counts(alone.add(shown)) == (1, 0, 1, 1, 2)
+    assert [name for name, _ in report.failed] == ["picture 0", "picture 2"]
+    assert_same(on_cluster, alone)
+
+
+@pytest.mark.slow
 def test_strict_job_commits_what_is_good_and_names_what_is_not(new_store, save_pictures, engine):
     folder, paths = save_pictures(3)
     paths[1].write_bytes(b"no picture")

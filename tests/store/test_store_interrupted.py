@@ -73,11 +73,11 @@ class Indexing:
 
 @pytest.fixture
 def start(checkpoint):
-    """`start(store, folder)` starts an [`Indexing`]."""
+    """`start(store, folder)` starts an [`Indexing`]; `accelerator` goes the way of a model on one."""
     running = []
 
-    def begin(store, folder, commit_every=8, superuser=True):
-        running.append(Indexing(checkpoint, store, folder, commit_every, superuser))
+    def begin(store, folder, commit_every=8, superuser=True, accelerator=False):
+        running.append(Indexing(checkpoint, store, folder, commit_every, superuser, accelerator))
         return running[-1]
 
     yield begin
@@ -102,7 +102,7 @@ def content(path) -> dict[str, tuple]:
     }
 
 
-def kill_often(start, path, folder, kills, longest, known=frozenset()):
+def kill_often(start, path, folder, kills, longest, accelerator, known=frozenset()):
     """Kill a process so many times at random moments; the next one is loading meanwhile.
 
     By turns within `longest` seconds of the beginning, and of the first new commit that is seen.
@@ -113,9 +113,10 @@ def kill_often(start, path, folder, kills, longest, known=frozenset()):
     Returns:
         How many kills came after a commit of their process, and what the last process, which is left alone, says.
     """
-    drawn, seen, following, after_commit = random.Random(0), set(), start(path, folder), 0
+    drawn, seen, after_commit = random.Random(0), set(), 0
+    following = start(path, folder, accelerator=accelerator)
     for number in range(kills):
-        killed, following = following, start(path, folder)
+        killed, following = following, start(path, folder, accelerator=accelerator)
         killed.go()
         while number % 2 and not (exists(path) and set(SummaryStore.open(path)) - seen - known):
             assert killed.process.is_alive()
@@ -130,19 +131,27 @@ def kill_often(start, path, folder, kills, longest, known=frozenset()):
     return after_commit, following.finish()
 
 
-@pytest.mark.parametrize(("kills", "count"), [(2, 120), pytest.param(20, 600, marks=pytest.mark.slow)])
-def test_killed_job_run_again_gives_the_store_of_an_undisturbed_one(start, save_pictures, tmp_path, kills, count):
+FEW = pytest.param(2, 120, False, id="2")
+FEW_AHEAD = pytest.param(2, 120, True, id="2-accelerator")
+MANY = pytest.param(20, 600, False, id="20", marks=pytest.mark.slow)
+MANY_AHEAD = pytest.param(20, 600, True, id="20-accelerator", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("kills", "count", "accelerator"), [FEW, MANY, MANY_AHEAD])
+def test_killed_job_run_again_gives_the_store_of_an_undisturbed_one(
+    start, save_pictures, tmp_path, kills, count, accelerator
+):
     folder, paths = save_pictures(count)
     for path in paths[5::40]:
         path.write_bytes(b"no picture")
     broken = len(paths[5::40])
-    undisturbed = start(tmp_path / "undisturbed", folder)
+    undisturbed = start(tmp_path / "undisturbed", folder, accelerator=accelerator)
     undisturbed.go()
     *counts, seconds = undisturbed.finish()
     assert counts == [count - broken, 0, 0, 0, broken]
     # All kills together come within some quarter of the time that the work takes if the machine is as busy as before.
     after_commit, (added, updated, duplicates, skipped, failed, _) = kill_often(
-        start, tmp_path / "killed", folder, kills, longest=seconds / kills / 2
+        start, tmp_path / "killed", folder, kills, seconds / kills / 2, accelerator
     )
     assert after_commit >= kills // 2
     assert 8 * after_commit <= skipped and added + skipped == count - broken
@@ -150,9 +159,9 @@ def test_killed_job_run_again_gives_the_store_of_an_undisturbed_one(start, save_
     assert content(tmp_path / "killed") == content(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize(("kills", "count"), [(2, 120), pytest.param(20, 600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "count", "accelerator"), [FEW, FEW_AHEAD, MANY, MANY_AHEAD])
 def test_killed_job_on_changed_files_gives_the_store_of_an_undisturbed_one(
-    start, save_pictures, tmp_path, kills, count
+    start, save_pictures, tmp_path, kills, count, accelerator
 ):
     folder, paths = save_pictures(count)
     first = start(tmp_path / "undisturbed", folder)
@@ -168,14 +177,14 @@ def test_killed_job_on_changed_files_gives_the_store_of_an_undisturbed_one(
         else:
             picture.save(path)
     broken, copies = len(paths[5::12]), len(paths[7::12])
-    undisturbed = start(tmp_path / "undisturbed", folder)
+    undisturbed = start(tmp_path / "undisturbed", folder, accelerator=accelerator)
     undisturbed.go()
     *counts, seconds = undisturbed.finish()
     changed = count - broken - copies
     assert counts == [0, changed, copies, 0, broken]
 
     after_commit, (added, updated, duplicates, skipped, failed, _) = kill_often(
-        start, tmp_path / "killed", folder, kills, seconds / kills / 2, known=set(before)
+        start, tmp_path / "killed", folder, kills, seconds / kills / 2, accelerator, known=set(before)
     )
     assert after_commit >= kills // 2
     assert (added, updated + skipped, duplicates, failed) == (0, changed, copies, broken) and skipped >= 8
@@ -238,9 +247,10 @@ def test_ctrl_c_between_a_picture_and_what_it_replaces_leaves_no_old_row(store, 
     assert len(store) == 4
 
 
-def test_ctrl_c_ends_a_process_and_the_next_goes_on(start, save_pictures, tmp_path):
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_ctrl_c_ends_a_process_and_the_next_goes_on(start, save_pictures, tmp_path, accelerator):
     folder, _ = save_pictures(200)
-    process, following = start(tmp_path / "s", folder), start(tmp_path / "s", folder)
+    process, following = (start(tmp_path / "s", folder, accelerator=accelerator) for _ in range(2))
     process.go()
     while not (exists(tmp_path / "s") and len(SummaryStore.open(tmp_path / "s"))):
         assert process.process.is_alive()
