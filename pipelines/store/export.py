@@ -52,19 +52,23 @@ def vectors(column: pa.Array) -> np.ndarray:
 def _draft(path: Path) -> Iterator[Path]:
     """A path beside `path` that becomes it when all went well, and is gone when not."""
     draft = path.with_name(f".{path.name}.{uuid4().hex}")
+    older = draft.with_name(f"{draft.name}.old")
     try:
         yield draft
-        if path.is_dir():  # of an older export, which no other folder can take the place of
-            shutil.rmtree(path)
+        if path.is_dir():  # of an older export: no other folder can take its place, and it goes last
+            os.replace(path, older)
         os.replace(draft, path)
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(f"The export to {path} failed, and nothing was written there: {reason}.") from error
     finally:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        with suppress(OSError):  # it is gone when all went well
-            draft.unlink()
+        if older.is_dir() and not path.exists():  # it is where it was, whatever went wrong
+            os.replace(older, path)
+        for rest in (draft, older):
+            if rest.is_dir() and not rest.is_symlink():
+                shutil.rmtree(rest, ignore_errors=True)
+            with suppress(OSError):  # it is gone when all went well
+                rest.unlink()
 
 
 def _payload_names(table: SummaryTable) -> list[str]:

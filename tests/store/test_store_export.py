@@ -1,6 +1,7 @@
 """Export: every row in every format, whole or not at all."""
 
 import json
+import os
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -92,6 +93,25 @@ def test_export_overwrites_when_it_is_told_to(filled, tmp_path, format):
     store.export(tmp_path / "out", format, overwrite=True)
     file = tmp_path / "out" / "rows.jsonl" if format == "numpy" else tmp_path / "out"
     assert len(pq.read_table(file) if format == "parquet" else file.read_text().splitlines()) == 11
+
+
+def test_folder_that_cannot_be_replaced_stays_as_it_was(filled, tmp_path, monkeypatch):
+    store, _ = filled
+    store.export(tmp_path / "out", "numpy")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    store.delete("p0")
+    replace = os.replace
+
+    def refused(source, target):
+        if (source / "rows.jsonl").read_text().count("\n") == 11:  # the new one
+            raise PermissionError(13, "Permission denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(OSError, match="failed, and nothing was written there: Permission denied"):
+        store.export(tmp_path / "out", "numpy", overwrite=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
 
 
 def test_folder_of_other_files_is_not_overwritten(filled, tmp_path):
