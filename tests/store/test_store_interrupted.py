@@ -132,7 +132,6 @@ def kill_often(start, path, folder, kills, longest, accelerator, known=frozenset
 
 
 FEW = pytest.param(2, 120, False, id="2")
-FEW_AHEAD = pytest.param(2, 120, True, id="2-accelerator")
 MANY = pytest.param(20, 600, False, id="20", marks=pytest.mark.slow)
 MANY_AHEAD = pytest.param(20, 600, True, id="20-accelerator", marks=pytest.mark.slow)
 
@@ -159,7 +158,7 @@ def test_killed_job_run_again_gives_the_store_of_an_undisturbed_one(
     assert content(tmp_path / "killed") == content(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize(("kills", "count", "accelerator"), [FEW, FEW_AHEAD, MANY, MANY_AHEAD])
+@pytest.mark.parametrize(("kills", "count", "accelerator"), [FEW, MANY, MANY_AHEAD])
 def test_killed_job_on_changed_files_gives_the_store_of_an_undisturbed_one(
     start, save_pictures, tmp_path, kills, count, accelerator
 ):
