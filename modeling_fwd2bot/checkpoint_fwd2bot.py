@@ -35,6 +35,8 @@ class CheckpointMixin:
     _hub: dict[str, Any] = {}  # with which options it was loaded from the Hub
     adapters_merged: bool = False  # whether the weights hold the adapter of the only stage
     _merged_fingerprint: str | None = None  # of the checkpoint whose adapters are not to be seen any more
+    _loaded_hash: str | None = None  # of the weights as they were loaded, merged or in another dtype
+    _loaded_fingerprint: str | None = None
 
     @classmethod
     def from_backbone(
@@ -169,9 +171,9 @@ class CheckpointMixin:
         if stage in STAGES and (merge_adapters or (merge_adapters is None and not isinstance(backbone, nn.Module))):
             model._merge_adapters(path, required=merge_adapters is not None)
         model.mark_trainable()
-        model._fingerprinted = _versions(model)
         if model.adapters_merged or model.config.merged_stage is not None:
             model._merged_fingerprint = model.config.fingerprint
+        model._remember_weights()
         return (model, info) if return_info else model
 
     @classmethod
@@ -224,29 +226,43 @@ class CheckpointMixin:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the trained weights: that of the loaded checkpoint, in whatever dtype, until a weight is changed.
+        """Hash of the trained weights: that of the loaded checkpoint, in whatever dtype, until their values change.
 
         What changes weights behind autograd's back (`parameter.data`) is not seen.
         """
         versions = _versions(self)
-        seen = self.__dict__.get("_fingerprinted")
-        if self.config.fingerprint is None or seen not in (versions, "before copying"):
+        if self.config.fingerprint is None or self.__dict__.get("_fingerprinted") != versions:
             trained = self.trained_parameters()
             if self.config.fingerprint is None or not any(value.is_meta for value in trained.values()):
-                self.config.fingerprint = weights_fingerprint(trained, self._merged_fingerprint)
+                found = weights_fingerprint(trained, self._merged_fingerprint)
+                self.config.fingerprint = self._loaded_fingerprint if found == self._loaded_hash else found
         self._fingerprinted = versions
         return self.config.fingerprint
+
+    def _remember_weights(self) -> None:
+        """Note the hash of the weights as they are now, with the fingerprint that the checkpoint gives them.
+
+        The two differ for merged weights, and in another dtype than that of the first save. Weights that are written
+        or put in place anew with the values that they had (accelerate, `load_state_dict`) are so known again.
+        """
+        self._fingerprinted = _versions(self)
+        trained = self.trained_parameters()
+        elsewhere = any(value.is_meta or value.numel() == 0 for value in trained.values())  # offloaded or sharded
+        if self.config.fingerprint is not None and not elsewhere:
+            self._loaded_hash = weights_fingerprint(trained, self._merged_fingerprint)
+            self._loaded_fingerprint = self.config.fingerprint
 
     def __getstate__(self) -> dict[str, Any]:
         versions = _versions(self)
         state = dict(without_recording(self).__dict__)  # of pickle and deepcopy, which count the versions anew
-        if state.get("_fingerprinted") == versions:
-            state["_fingerprinted"] = "before copying"
+        state["_fingerprinted"] = "before copying" if state.get("_fingerprinted") == versions else None
         state.pop("_trained_places", None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if self._fingerprinted is not None:
+            self._fingerprinted = _versions(self)
         allow_recording(self)
 
     def save_pretrained(
