@@ -114,6 +114,7 @@ class SummaryGenerationMixin(GenerationMixin):
         """The one way to generated ids, with or without summaries: left-padded, summaries in place."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        self._check_pad_token_id(len(input_ids), kwargs)
         lengths = torch.zeros(0, dtype=torch.long) if summary is None else summary.lengths
         expanded = expand_placeholders(input_ids, attention_mask, lengths, self.image_token_id, self._pad_token_id)
         width = expanded["input_ids"].shape[1]
@@ -234,19 +235,30 @@ class SummaryGenerationMixin(GenerationMixin):
         if input_ids.ndim != 2 or 0 in input_ids.shape:
             found = tuple(input_ids.shape)
             raise ValueError(f"input_ids must have shape (N, L) with N and L of at least 1, got {found}. {remedy}")
+        if attention_mask is not None:
+            if attention_mask.shape != input_ids.shape:
+                found = f"{tuple(attention_mask.shape)} for input_ids of shape {tuple(input_ids.shape)}"
+                raise ValueError(f"attention_mask must have the shape of input_ids, got {found}. {remedy}")
+            counts = attention_mask.sum(1)
+            if not counts.all():
+                empty = (counts == 0).nonzero().flatten().tolist()
+                raise ValueError(f"attention_mask leaves no token in row(s) {empty}. {remedy}")
+            input_ids = input_ids.masked_fill(attention_mask == 0, 0)  # the padding may be any id
         words = self.get_input_embeddings().num_embeddings
         low, high = input_ids.aminmax()
         if low < 0 or high >= words:
             raise ValueError(f"input_ids hold {int(low)} to {int(high)}; the vocabulary is 0 to {words - 1}. {remedy}")
-        if attention_mask is None:
-            return
-        if attention_mask.shape != input_ids.shape:
-            found = f"{tuple(attention_mask.shape)} for input_ids of shape {tuple(input_ids.shape)}"
-            raise ValueError(f"attention_mask must have the shape of input_ids, got {found}. {remedy}")
-        counts = attention_mask.sum(1)
-        if not counts.all():
-            empty = (counts == 0).nonzero().flatten().tolist()
-            raise ValueError(f"attention_mask leaves no token in row(s) {empty}. {remedy}")
+
+    def _check_pad_token_id(self, num_rows: int, kwargs: dict[str, Any]) -> None:
+        """Raise for a padding that the model cannot read, where rows that end early are filled with it."""
+        pad, words = self._setting("pad_token_id", kwargs), self.get_input_embeddings().num_embeddings
+        num_rows *= self._setting("num_return_sequences", kwargs) or 1
+        if num_rows > 1 and pad is not None and not 0 <= pad < words:
+            raise ValueError(
+                f"pad_token_id={int(pad)} is no row of the input embedding (0 to {words - 1}), and answers that end "
+                "before others are filled with it. Give pad_token_id, or set model.generation_config.pad_token_id, to "
+                "an id within: that of the end of the text, for example."
+            )
 
     def _check_no_image(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, inputs: dict) -> None:
         """Raise for words alone that have a placeholder, or come with pixels that nothing would compress."""

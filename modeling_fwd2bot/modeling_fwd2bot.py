@@ -5,7 +5,6 @@ the summary projector, are the summary. Generate pass: the same backbone reads a
 place of the image, and answers. Source: Fwd2Bot (arXiv 2503.21757) and its NeurIPS 2025 version, "Compress & Cache".
 """
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -197,9 +196,10 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
 
     @property
     def _pad_token_id(self) -> int:
+        """What stands at masked places: the padding, or any word where that is no row of the input embedding."""
         pad = self.generation_config.pad_token_id if self.generation_config is not None else None
         pad = self.config.get_text_config().pad_token_id if pad is None else pad
-        return 0 if pad is None else pad
+        return pad if pad is not None and 0 <= pad < self.get_input_embeddings().num_embeddings else 0
 
     # The two passes
 
@@ -220,6 +220,7 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
         """What the base model returns for `[image or text][prompt][queries]` under the compress adapter."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        input_ids = input_ids.masked_fill(attention_mask == 0, self._pad_token_id)  # a tokenizer's may be no row
         first_query = self.get_input_embeddings().num_embeddings
         query_ids = torch.arange(first_query, first_query + num_summary_tokens, device=input_ids.device)
         base_model = self.backbone.base_model
@@ -347,6 +348,7 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
         lengths, pooled = self._lengths(num_images, num_summary_tokens)
         if input_ids is not None:
             self._require_stage("generate")
+            self._check_ids(input_ids, attention_mask)
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             per_row = count_placeholders(input_ids, mask, self.image_token_id)
             if placeholder_image is None:
@@ -355,6 +357,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
                 check_placeholder_images(placeholder_image, per_row, num_images)
         elif placeholder_image is not None:
             raise ValueError("placeholder_image says what the placeholders of input_ids show: give those as well.")
+        if text_input_ids is not None:
+            self._check_ids(text_input_ids, text_attention_mask)
 
         k_max = max(*pooled, int(lengths.max()))
         tokens = self._compress_pass(k_max, **compress_inputs)  # (N, k_max, d)
@@ -391,8 +395,6 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
             losses.append(self.config.contrastive_loss_weight * share * output.contrastive_loss)
         output.loss = sum(losses) if losses else None
         return output
-
-    forward.__signature__ = inspect.signature(forward)  # generate() asks for it five times a call
 
     def contrastive_loss(
         self,
