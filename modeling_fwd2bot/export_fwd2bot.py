@@ -13,10 +13,10 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from .adapters_fwd2bot import merged_state
 from .backbone_fwd2bot import check_processor
 from .configuration_fwd2bot import STAGES
 from .folder_fwd2bot import copy_code, draft_folder, set_auto_map
+from .merging_fwd2bot import merged_state
 from .quantization_fwd2bot import is_quantized
 from .weights_fwd2bot import QUERIES
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotSummary
+from fwd2bot.fingerprint_fwd2bot import weights_fingerprint
 from fwd2bot.folder_fwd2bot import MODEL_FILES, PIPELINE_FILES
-from fwd2bot.weights_fwd2bot import weights_fingerprint
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 WEIGHTS = "model.safetensors"
