@@ -236,6 +236,8 @@ class SummaryGenerationMixin(GenerationMixin):
             found = tuple(input_ids.shape)
             raise ValueError(f"input_ids must have shape (N, L) with N and L of at least 1, got {found}. {remedy}")
         if attention_mask is not None:
+            if not isinstance(attention_mask, torch.Tensor):
+                raise TypeError(f"attention_mask must be a tensor, got {type(attention_mask).__name__}. {remedy}")
             if attention_mask.shape != input_ids.shape:
                 found = f"{tuple(attention_mask.shape)} for input_ids of shape {tuple(input_ids.shape)}"
                 raise ValueError(f"attention_mask must have the shape of input_ids, got {found}. {remedy}")
@@ -247,7 +249,8 @@ class SummaryGenerationMixin(GenerationMixin):
         words = self.get_input_embeddings().num_embeddings
         low, high = input_ids.aminmax()
         if low < 0 or high >= words:
-            raise ValueError(f"input_ids hold {int(low)} to {int(high)}; the vocabulary is 0 to {words - 1}. {remedy}")
+            found = int(low if low < 0 else high)
+            raise ValueError(f"input_ids hold {found}; the vocabulary is 0 to {words - 1}. {remedy}")
 
     def _check_pad_token_id(self, num_rows: int, kwargs: dict[str, Any]) -> None:
         """Raise for a padding that the model cannot read, where rows that end early are filled with it."""

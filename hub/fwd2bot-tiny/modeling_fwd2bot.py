@@ -34,7 +34,7 @@ from .last_positions_fwd2bot import install_last_positions, only_last_positions
 from .losses_fwd2bot import INITIAL_LOGIT_BIAS, autoregressive_loss, contrastive_loss, sigmoid_loss
 from .output_fwd2bot import Fwd2BotOutput
 from .passes_fwd2bot import PassesMixin
-from .placeholders_fwd2bot import check_placeholder_images, check_placeholders, count_placeholders
+from .placeholders_fwd2bot import check_by_token, check_placeholder_images, check_placeholders, count_placeholders
 from .quantization_fwd2bot import check_gradients, shown_to_peft
 from .summary_fwd2bot import Fwd2BotSummary
 
@@ -261,6 +261,8 @@ class Fwd2BotForConditionalGeneration(
                 raise ValueError(
                     "Captions, segment_ids and placeholder_image need images: give the `compress_` tensors as well."
                 )
+            if input_ids is None and inputs_embeds is None:
+                raise ValueError("forward() got nothing to read. Give what the processor returned for text or images.")
             self._require_stage("generate")
             if inputs_embeds is None and kwargs.get("past_key_values") is None:
                 self._check_no_image(input_ids, attention_mask, kwargs)
@@ -299,6 +301,7 @@ class Fwd2BotForConditionalGeneration(
         if input_ids is not None:
             self._require_stage("generate")
             self._check_ids(input_ids, attention_mask)
+            check_by_token(input_ids, labels=labels, segment_ids=segment_ids)
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             per_row = count_placeholders(input_ids, mask, self.image_token_id)
             if placeholder_image is None:
@@ -309,6 +312,8 @@ class Fwd2BotForConditionalGeneration(
             raise ValueError("placeholder_image says what the placeholders of input_ids show: give those as well.")
         if text_input_ids is not None:
             self._check_ids(text_input_ids, text_attention_mask)
+        elif text_image is not None or text_attention_mask is not None:
+            raise ValueError("text_image and text_attention_mask are of captions: give text_input_ids as well.")
 
         k_max = max(*pooled, int(lengths.max()))
         tokens = self._compress_pass(k_max, **compress_inputs)  # (N, k_max, d)
