@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils import can_return_tuple
 
 from .adapters_fwd2bot import (
     checkpoint_stage,
@@ -212,6 +213,7 @@ class Fwd2BotForConditionalGeneration(
         choices = torch.tensor(self.config.summary_lengths)
         return choices[torch.randint(len(choices), (num_images,))], choices.tolist()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -349,7 +351,7 @@ class Fwd2BotForConditionalGeneration(
             )
             losses.append(self.config.contrastive_loss_weight * share * output.contrastive_loss)
         output.loss = sum(losses) if losses else None
-        return output
+        return Fwd2BotOutput(**output)  # in the order of its fields, as a tuple has them: the loss first
 
     def contrastive_loss(
         self,

@@ -135,6 +135,14 @@ def test_forward_of_a_generation_step_is_the_backbone_under_its_adapter(tiny_fwd
     assert output.logits.shape == (*inputs["input_ids"].shape, 260)
 
 
+def test_forward_returns_a_tuple_where_it_is_asked_for_one(tiny_fwd2bot, processor):
+    for inputs in (tiny.training_batch(processor), processor(text=["What?"])):
+        expected = tiny_fwd2bot(**inputs).to_tuple()
+        found = tiny_fwd2bot(**inputs, return_dict=False)
+        assert isinstance(found, tuple) and len(found) == len(expected) > 1
+        assert torch.equal(found[0], expected[0])
+
+
 def test_autoregressive_loss_is_the_cross_entropy_of_answers_behind_the_summary(tiny_fwd2bot, processor):
     batch = tiny.training_batch(processor, count=1)
     output = tiny_fwd2bot(**batch, num_summary_tokens=2)
