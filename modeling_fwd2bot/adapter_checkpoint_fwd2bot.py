@@ -23,8 +23,9 @@ from transformers.utils import cached_file
 
 from .adapters_fwd2bot import is_adapter_parameter
 from .configuration_fwd2bot import STAGES
+from .fingerprint_fwd2bot import weights_fingerprint
 from .folder_fwd2bot import OWN_WEIGHTS
-from .weights_fwd2bot import QUERIES, WeightSample, check_loading_info, sample_weights, weights_fingerprint
+from .weights_fwd2bot import QUERIES, WeightSample, check_loading_info, sample_weights
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # as PEFT calls it
 SAMPLE, SHAPES, DIGESTS = "backbone_sample.", "backbone_shapes", "adapters"

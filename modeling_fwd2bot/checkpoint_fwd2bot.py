@@ -14,13 +14,14 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file, logging
 
 from .adapter_checkpoint_fwd2bot import fill_adapters, read_adapters, save_adapters
-from .adapters_fwd2bot import cannot_merge, is_adapter_parameter, lora_arguments, merge_in_place
+from .adapters_fwd2bot import is_adapter_parameter, lora_arguments
 from .backbone_fwd2bot import check_backbone, commit_of, load_backbone
 from .configuration_fwd2bot import STAGES, own_fields
+from .fingerprint_fwd2bot import FingerprintMixin, weights_fingerprint
 from .folder_fwd2bot import HUB_OPTIONS, check_name, copy_code, draft_folder, find_code, set_auto_map
-from .pickling_fwd2bot import allow_recording, without_recording
+from .merging_fwd2bot import cannot_merge, merge_in_place
 from .quantization_fwd2bot import is_quantized, mark_backbone, quantize_backbone_only
-from .weights_fwd2bot import check_loading_info, check_same_backbone, weights_fingerprint
+from .weights_fwd2bot import check_loading_info, check_same_backbone
 
 logger = logging.get_logger(__name__)
 
@@ -29,12 +30,11 @@ AUTO_OPTIONS = ("trust_remote_code", "code_revision", "adapter_kwargs", "_from_a
 UPLOAD_OPTIONS = ("commit_message", "commit_description", "revision", "create_pr")
 
 
-class CheckpointMixin:
+class CheckpointMixin(FingerprintMixin):
     """Loading and saving of [`Fwd2BotForConditionalGeneration`]: strict, and with its code in the folder."""
 
     _hub: dict[str, Any] = {}  # with which options it was loaded from the Hub
     adapters_merged: bool = False  # whether the weights hold the adapter of the only stage
-    _merged_fingerprint: str | None = None  # of the checkpoint whose adapters are not to be seen any more
 
     @classmethod
     def from_backbone(
@@ -169,9 +169,9 @@ class CheckpointMixin:
         if stage in STAGES and (merge_adapters or (merge_adapters is None and not isinstance(backbone, nn.Module))):
             model._merge_adapters(path, required=merge_adapters is not None)
         model.mark_trainable()
-        model._fingerprinted = _versions(model)
         if model.adapters_merged or model.config.merged_stage is not None:
             model._merged_fingerprint = model.config.fingerprint
+        model._remember_weights()
         return (model, info) if return_info else model
 
     @classmethod
@@ -221,33 +221,6 @@ class CheckpointMixin:
                 f"The adapter of {path} cannot be merged: {obstacle}. Leave merge_adapters out, or load the model "
                 "unquantised, without offloading."
             )
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the trained weights: that of the loaded checkpoint, in whatever dtype, until a weight is changed.
-
-        What changes weights behind autograd's back (`parameter.data`) is not seen.
-        """
-        versions = _versions(self)
-        seen = self.__dict__.get("_fingerprinted")
-        if self.config.fingerprint is None or seen not in (versions, "before copying"):
-            trained = self.trained_parameters()
-            if self.config.fingerprint is None or not any(value.is_meta for value in trained.values()):
-                self.config.fingerprint = weights_fingerprint(trained, self._merged_fingerprint)
-        self._fingerprinted = versions
-        return self.config.fingerprint
-
-    def __getstate__(self) -> dict[str, Any]:
-        versions = _versions(self)
-        state = dict(without_recording(self).__dict__)  # of pickle and deepcopy, which count the versions anew
-        if state.get("_fingerprinted") == versions:
-            state["_fingerprinted"] = "before copying"
-        state.pop("_trained_places", None)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        allow_recording(self)
 
     def save_pretrained(
         self,
@@ -390,32 +363,3 @@ def _load_backbone_of(
 def _backbone_name(config: Any) -> str:
     revision = f" at revision {config.backbone_revision}" if config.backbone_revision else ""
     return f"{config.backbone_name_or_path or 'one that the config does not name'}{revision}"
-
-
-def _versions(model: Any) -> list[int]:
-    """How often each trained weight has been written to, as autograd counts it.
-
-    Each summary asks for it, and a walk through all modules would take longer than a step of a small model.
-    """
-    places = model.__dict__.get("_trained_places")
-    if places is None or any(holder.get(key) is not value for holder, key, value in places):
-        if places is not None:  # other tensors are there, which may have been written to as often
-            model.__dict__["_fingerprinted"] = None
-        places = model.__dict__["_trained_places"] = _trained_places(model)
-    weights = (value for _, _, value in places if isinstance(value, torch.Tensor))
-    return [0 if value.is_inference() else value._version for value in weights]
-
-
-def _trained_places(model: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:
-    """Where the trained weights are, and the modules on the way to them: a dictionary, a key, what is there."""
-    trained = {id(value) for value in model.trained_parameters().values()}
-    places: dict[tuple[int, str], tuple[dict[str, Any], str, Any]] = {}
-    for path, module in model.named_modules():
-        weights = [(key, value) for key, value in module._parameters.items() if id(value) in trained]
-        parent = model
-        for name in path.split(".") if weights and path else ():
-            places[id(parent._modules), name] = (parent._modules, name, parent._modules[name])
-            parent = parent._modules[name]
-        for key, value in weights:
-            places[id(module._parameters), key] = (module._parameters, key, value)
-    return list(places.values())

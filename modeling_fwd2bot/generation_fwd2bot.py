@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from transformers import GenerationMixin
-from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from .adapters_fwd2bot import answer_words, run_stage
 from .configuration_fwd2bot import check_num_summary_tokens
+from .given_prompt_fwd2bot import restore_prompt, show_given_prompt
 from .placeholders_fwd2bot import check_placeholders, count_placeholders, expand_placeholders
 from .summary_fwd2bot import Fwd2BotSummary, all_finite, pool_summary, summary_from
 
@@ -114,6 +114,7 @@ class SummaryGenerationMixin(GenerationMixin):
         """The one way to generated ids, with or without summaries: left-padded, summaries in place."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        self._check_pad_token_id(len(input_ids), kwargs)
         lengths = torch.zeros(0, dtype=torch.long) if summary is None else summary.lengths
         expanded = expand_placeholders(input_ids, attention_mask, lengths, self.image_token_id, self._pad_token_id)
         width = expanded["input_ids"].shape[1]
@@ -129,10 +130,10 @@ class SummaryGenerationMixin(GenerationMixin):
                 kwargs["inputs_embeds"] = self._insert(summary, expanded)
         self._add_to_lengths(kwargs, width - input_ids.shape[1])
         if not torch.equal(expanded["input_ids"], input_ids):
-            _show_given_prompt(kwargs, input_ids, width)
+            show_given_prompt(kwargs, input_ids, width)
         with answer_words():
             output = super().generate(expanded["input_ids"], attention_mask=expanded["attention_mask"], **kwargs)
-        return _restore_prompt(output, input_ids, width)
+        return restore_prompt(output, input_ids, width)
 
     def _setting(self, name: str, kwargs: dict[str, Any]) -> Any:
         """A setting as `generate()` finds it: among its arguments, in the config given to it, in the model's own."""
@@ -234,19 +235,33 @@ class SummaryGenerationMixin(GenerationMixin):
         if input_ids.ndim != 2 or 0 in input_ids.shape:
             found = tuple(input_ids.shape)
             raise ValueError(f"input_ids must have shape (N, L) with N and L of at least 1, got {found}. {remedy}")
+        if attention_mask is not None:
+            if not isinstance(attention_mask, torch.Tensor):
+                raise TypeError(f"attention_mask must be a tensor, got {type(attention_mask).__name__}. {remedy}")
+            if attention_mask.shape != input_ids.shape:
+                found = f"{tuple(attention_mask.shape)} for input_ids of shape {tuple(input_ids.shape)}"
+                raise ValueError(f"attention_mask must have the shape of input_ids, got {found}. {remedy}")
+            counts = attention_mask.sum(1)
+            if not counts.all():
+                empty = (counts == 0).nonzero().flatten().tolist()
+                raise ValueError(f"attention_mask leaves no token in row(s) {empty}. {remedy}")
+            input_ids = input_ids.masked_fill(attention_mask == 0, 0)  # the padding may be any id
         words = self.get_input_embeddings().num_embeddings
         low, high = input_ids.aminmax()
         if low < 0 or high >= words:
-            raise ValueError(f"input_ids hold {int(low)} to {int(high)}; the vocabulary is 0 to {words - 1}. {remedy}")
-        if attention_mask is None:
-            return
-        if attention_mask.shape != input_ids.shape:
-            found = f"{tuple(attention_mask.shape)} for input_ids of shape {tuple(input_ids.shape)}"
-            raise ValueError(f"attention_mask must have the shape of input_ids, got {found}. {remedy}")
-        counts = attention_mask.sum(1)
-        if not counts.all():
-            empty = (counts == 0).nonzero().flatten().tolist()
-            raise ValueError(f"attention_mask leaves no token in row(s) {empty}. {remedy}")
+            found = int(low if low < 0 else high)
+            raise ValueError(f"input_ids hold {found}; the vocabulary is 0 to {words - 1}. {remedy}")
+
+    def _check_pad_token_id(self, num_rows: int, kwargs: dict[str, Any]) -> None:
+        """Raise for a padding that the model cannot read, where rows that end early are filled with it."""
+        pad, words = self._setting("pad_token_id", kwargs), self.get_input_embeddings().num_embeddings
+        num_rows *= self._setting("num_return_sequences", kwargs) or 1
+        if num_rows > 1 and pad is not None and not 0 <= pad < words:
+            raise ValueError(
+                f"pad_token_id={int(pad)} is no row of the input embedding (0 to {words - 1}), and answers that end "
+                "before others are filled with it. Give pad_token_id, or set model.generation_config.pad_token_id, to "
+                "an id within: that of the end of the text, for example."
+            )
 
     def _check_no_image(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, inputs: dict) -> None:
         """Raise for words alone that have a placeholder, or come with pixels that nothing would compress."""
@@ -338,54 +353,3 @@ def _check_cache(cache: Any, width: int) -> None:
             "must go on after them. Give the ids of the whole conversation: the sequences of the earlier call, and "
             "the new turn."
         )
-
-
-def _show_given_prompt(kwargs: dict[str, Any], input_ids: torch.Tensor, width: int) -> None:
-    """Let what the caller gave to `generate()` see `[input_ids][new ids]`, not the prompts `(N, width)` it runs on."""
-
-    def given(ids: torch.Tensor) -> torch.Tensor:
-        prompt = input_ids.to(ids.device).repeat_interleave(len(ids) // len(input_ids), 0)  # beams of a row together
-        return torch.cat([prompt, ids[:, width:]], 1)
-
-    for name in ("logits_processor", "stopping_criteria"):
-        if kwargs.get(name) is not None:
-            kwargs[name] = [
-                lambda ids, scores, function=function, **options: function(given(ids), scores, **options)
-                for function in kwargs[name]
-            ]
-    allowed = kwargs.get("prefix_allowed_tokens_fn")
-    if allowed is not None:
-        kwargs["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(
-            row, torch.cat([input_ids[row].to(ids.device), ids[width:]])
-        )
-    if kwargs.get("streamer") is not None:
-        kwargs["streamer"] = _GivenPromptStreamer(kwargs["streamer"], input_ids)
-
-
-class _GivenPromptStreamer(BaseStreamer):
-    """Hands on to a streamer; the prompts, which come first, as the caller gave them."""
-
-    def __init__(self, streamer: BaseStreamer, input_ids: torch.Tensor):
-        self.streamer, self.prompt = streamer, input_ids.cpu()
-
-    def put(self, value: torch.Tensor) -> None:
-        prompt, self.prompt = self.prompt, None
-        self.streamer.put(value if prompt is None else prompt)
-
-    def end(self) -> None:
-        self.streamer.end()
-
-
-def _restore_prompt(
-    output: torch.Tensor | ModelOutput, input_ids: torch.Tensor, expanded_length: int
-) -> torch.Tensor | ModelOutput:
-    """Put the caller's prompt, one placeholder per image, back in front of the new ids."""
-    sequences = output if isinstance(output, torch.Tensor) else output.sequences
-    repeats = len(sequences) // len(input_ids)  # num_return_sequences
-    prompt = input_ids.to(sequences.device)
-    prompt = prompt if repeats == 1 else prompt.repeat_interleave(repeats, 0)
-    sequences = torch.cat([prompt, sequences[:, expanded_length:]], 1)
-    if isinstance(output, torch.Tensor):
-        return sequences
-    output.sequences = sequences
-    return output

@@ -121,7 +121,8 @@ def _check_owners(
     image_embeds: torch.Tensor, text_embeds: torch.Tensor, text_image: torch.Tensor, mask: torch.Tensor | None
 ) -> None:
     num_images, num_texts = len(image_embeds), len(text_embeds)
-    if text_image.shape != (num_texts,) or num_texts and int(text_image.max()) >= num_images:
+    rows = text_image.aminmax() if text_image.numel() else (-1, -1)
+    if text_image.shape != (num_texts,) or not -1 <= int(rows[0]) <= int(rows[1]) < num_images:
         raise ValueError(
             f"text_image must give each of the {num_texts} texts a row in 0..{num_images - 1} or -1, got "
             f"{text_image.tolist()}."

@@ -5,7 +5,6 @@ the summary projector, are the summary. Generate pass: the same backbone reads a
 place of the image, and answers. Source: Fwd2Bot (arXiv 2503.21757) and its NeurIPS 2025 version, "Compress & Cache".
 """
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import can_return_tuple
 
 from .adapters_fwd2bot import (
     checkpoint_stage,
@@ -27,7 +26,7 @@ from .adapters_fwd2bot import (
     reads_words_alone,
     run_stage,
 )
-from .backbone_fwd2bot import causal_token_types, connector_parameters, reads_token_types, with_queries
+from .backbone_fwd2bot import causal_token_types, connector_parameters, reads_token_types
 from .checkpoint_fwd2bot import CheckpointMixin
 from .configuration_fwd2bot import STAGES, Fwd2BotConfig, check_lengths, check_num_summary_tokens
 from .export_fwd2bot import ExportMixin
@@ -35,19 +34,15 @@ from .generation_fwd2bot import SummaryGenerationMixin, take_prefixed
 from .last_positions_fwd2bot import install_last_positions, only_last_positions
 from .losses_fwd2bot import INITIAL_LOGIT_BIAS, autoregressive_loss, contrastive_loss, sigmoid_loss
 from .output_fwd2bot import Fwd2BotOutput
-from .packing_fwd2bot import check_packable, packed_attention_mask
-from .placeholders_fwd2bot import (
-    check_placeholder_images,
-    check_placeholders,
-    count_placeholders,
-    expand_placeholders,
-    position_ids_from_mask,
-)
+from .passes_fwd2bot import PassesMixin
+from .placeholders_fwd2bot import check_by_token, check_placeholder_images, check_placeholders, count_placeholders
 from .quantization_fwd2bot import check_gradients, shown_to_peft
 from .summary_fwd2bot import Fwd2BotSummary
 
 
-class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGenerationMixin, PreTrainedModel):
+class Fwd2BotForConditionalGeneration(
+    CheckpointMixin, ExportMixin, SummaryGenerationMixin, PassesMixin, PreTrainedModel
+):
     """A frozen LVLM with two stage adapters, learned summary queries and a summary projector.
 
     Load it with `from_pretrained`, or make an untrained one of any LVLM with `from_backbone`.
@@ -197,53 +192,10 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
 
     @property
     def _pad_token_id(self) -> int:
+        """What stands at masked places: the padding, or any word where that is no row of the input embedding."""
         pad = self.generation_config.pad_token_id if self.generation_config is not None else None
         pad = self.config.get_text_config().pad_token_id if pad is None else pad
-        return 0 if pad is None else pad
-
-    # The two passes
-
-    def _compress_pass(self, num_summary_tokens: int, **inputs: Any) -> torch.Tensor:
-        """`[image or text][prompt]` rows `(N, L)` -> summary tokens `(N, k, d)`, with gradients."""
-        with only_last_positions(num_summary_tokens):
-            hidden = self._read_with_queries(num_summary_tokens, **inputs).last_hidden_state  # (N, L + k, d)
-        # What trains may be in float32 on a backbone in lower precision: PEFT's layers cast likewise.
-        return self.summary_projector(hidden[:, -num_summary_tokens:].to(self.summary_projector.weight.dtype))
-
-    def _read_with_queries(
-        self,
-        num_summary_tokens: int,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **inputs: Any,
-    ) -> ModelOutput:
-        """What the base model returns for `[image or text][prompt][queries]` under the compress adapter."""
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        first_query = self.get_input_embeddings().num_embeddings
-        query_ids = torch.arange(first_query, first_query + num_summary_tokens, device=input_ids.device)
-        base_model = self.backbone.base_model
-        if self._reads_token_types and inputs.get("token_type_ids") is None:
-            inputs["token_type_ids"] = causal_token_types(input_ids)
-        rows = with_queries(base_model, query_ids, input_ids, attention_mask, **inputs)
-        with run_stage("compress"):
-            return base_model(**rows, use_cache=False)
-
-    def _tells_all(self, inputs: dict[str, Any]) -> bool:
-        """Whether a pass is asked for what it computes at every position, beside the logits."""
-        configs = (self.backbone.config, self.config.get_text_config(), self.get_decoder().config)
-        configs = {id(one): one for one in configs}.values()  # the last two are mostly one, and slow to ask
-        names = ("output_hidden_states", "output_attentions", "output_router_logits")
-        return any(inputs.get(name) or any(getattr(one, name, False) for one in configs) for name in names)
-
-    def _insert(self, summary: Fwd2BotSummary, expanded: dict[str, torch.Tensor]) -> torch.Tensor:
-        """`(N, L', d)` input embeddings of the expanded prompts, the summary tokens at their slots."""
-        with run_stage("generate"):
-            embeds = self.get_input_embeddings()(expanded["input_ids"])
-        whole = int(summary.lengths.min()) == summary.tokens.shape[1]
-        tokens = summary.tokens.flatten(0, 1) if whole else summary.tokens[summary.mask]
-        tokens = tokens.to(embeds)  # (T, d), T = sum of lengths
-        return embeds.masked_scatter(expanded["slots"].to(embeds.device).unsqueeze(-1), tokens)
+        return pad if pad is not None and 0 <= pad < self.get_input_embeddings().num_embeddings else 0
 
     def _lengths(
         self, num_images: int, num_summary_tokens: int | torch.Tensor | None
@@ -261,6 +213,7 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
         choices = torch.tensor(self.config.summary_lengths)
         return choices[torch.randint(len(choices), (num_images,))], choices.tolist()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -310,6 +263,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
                 raise ValueError(
                     "Captions, segment_ids and placeholder_image need images: give the `compress_` tensors as well."
                 )
+            if input_ids is None and inputs_embeds is None:
+                raise ValueError("forward() got nothing to read. Give what the processor returned for text or images.")
             self._require_stage("generate")
             if inputs_embeds is None and kwargs.get("past_key_values") is None:
                 self._check_no_image(input_ids, attention_mask, kwargs)
@@ -347,6 +302,8 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
         lengths, pooled = self._lengths(num_images, num_summary_tokens)
         if input_ids is not None:
             self._require_stage("generate")
+            self._check_ids(input_ids, attention_mask)
+            check_by_token(input_ids, labels=labels, segment_ids=segment_ids)
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             per_row = count_placeholders(input_ids, mask, self.image_token_id)
             if placeholder_image is None:
@@ -355,6 +312,10 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
                 check_placeholder_images(placeholder_image, per_row, num_images)
         elif placeholder_image is not None:
             raise ValueError("placeholder_image says what the placeholders of input_ids show: give those as well.")
+        if text_input_ids is not None:
+            self._check_ids(text_input_ids, text_attention_mask)
+        elif text_image is not None or text_attention_mask is not None:
+            raise ValueError("text_image and text_attention_mask are of captions: give text_input_ids as well.")
 
         k_max = max(*pooled, int(lengths.max()))
         tokens = self._compress_pass(k_max, **compress_inputs)  # (N, k_max, d)
@@ -390,9 +351,7 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
             )
             losses.append(self.config.contrastive_loss_weight * share * output.contrastive_loss)
         output.loss = sum(losses) if losses else None
-        return output
-
-    forward.__signature__ = inspect.signature(forward)  # generate() asks for it five times a call
+        return Fwd2BotOutput(**output)  # in the order of its fields, as a tuple has them: the loss first
 
     def contrastive_loss(
         self,
@@ -414,38 +373,6 @@ class Fwd2BotForConditionalGeneration(CheckpointMixin, ExportMixin, SummaryGener
         pairs = zip(image_embeds, text_embeds, strict=True)
         losses = [function(images, texts, *given, text_image, text_image_mask) for images, texts in pairs]
         return torch.stack(losses).mean()
-
-    def _generate_pass(
-        self,
-        summary: Fwd2BotSummary | None,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        labels: torch.Tensor | None,
-        segment_ids: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits `(N, L', V)` of the prompts with their summaries in place, and the labels `(N, L')` moved along."""
-        lengths = torch.zeros(0, dtype=torch.long) if summary is None else summary.lengths
-        expanded = expand_placeholders(
-            input_ids, attention_mask, lengths, self.image_token_id, self._pad_token_id, labels, segment_ids
-        )
-        if summary is None:
-            embeds = self.get_input_embeddings()(expanded["input_ids"])
-        else:
-            embeds = self._insert(summary, expanded)
-        mask = expanded["attention_mask"]
-        position_ids = position_ids_from_mask(mask)
-        if segment_ids is not None:
-            check_packable(self.config.get_text_config(), mask.shape[1])
-            visible, position_ids = packed_attention_mask(expanded["segment_ids"], mask)
-            # Additive: eager attention adds the mask to its scores, and SDPA takes it as well.
-            mask = torch.zeros_like(visible, dtype=embeds.dtype)
-            mask = mask.masked_fill(~visible, torch.finfo(embeds.dtype).min)  # (N, 1, L', L')
-        inputs = {"attention_mask": mask, "position_ids": position_ids}
-        if self._reads_token_types:
-            inputs["token_type_ids"] = causal_token_types(embeds)
-        with run_stage("generate"):
-            logits = self.backbone(inputs_embeds=embeds, **inputs, use_cache=False).logits
-        return logits, expanded.get("labels")
 
     def _logit_scale(self) -> torch.Tensor:
         """1 / temperature; the parameter itself is clamped, so that it can always move back."""

@@ -53,8 +53,14 @@ def check_packable(text_config: Any, length: int) -> None:
     """Raise `ValueError` for a language model that would not see packed rows of this length as single ones.
 
     Its layers take the (N, 1, L, L) mask as it is, so a sliding window would be ignored; layers without attention
-    (recurrent ones) know no mask at all.
+    (recurrent ones) know no mask at all, and flash attention knows padding alone.
     """
+    attention = getattr(text_config, "_attn_implementation", None) or ""
+    if "flash" in attention:
+        raise ValueError(
+            f"Rows with segment_ids need a mask of their own, which attn_implementation={attention!r} does not take. "
+            "Load the model with 'sdpa', or give each conversation a row of its own, without segment_ids."
+        )
     kinds = set(getattr(text_config, "layer_types", None) or ())
     window = getattr(text_config, "sliding_window", None)
     recurrent = sorted(kinds - {"full_attention", "sliding_attention"})

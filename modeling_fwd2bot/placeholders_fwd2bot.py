@@ -40,6 +40,16 @@ def check_placeholder_images(placeholder_image: torch.Tensor, per_row: torch.Ten
         )
 
 
+def check_by_token(input_ids: torch.Tensor, **by_token: torch.Tensor | None) -> None:
+    """Raise `ValueError` unless what goes with each token, as far as it is given, has the shape of `input_ids`."""
+    for name, values in by_token.items():
+        if values is not None and values.shape != input_ids.shape:
+            raise ValueError(
+                f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, got {tuple(values.shape)}. Pad "
+                "both alike."
+            )
+
+
 def expand_placeholders(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
@@ -63,8 +73,9 @@ def expand_placeholders(
     Example: ids `[[9, 5]]`, placeholder 9, lengths `[3]` -> ids `[[9, 9, 9, 5]]`, slots `[[1, 1, 1, 0]]`.
 
     Raises:
-        ValueError: when placeholders and summaries differ in number.
+        ValueError: when placeholders and summaries differ in number, or labels or segments are of another shape.
     """
+    check_by_token(input_ids, labels=labels, segment_ids=segment_ids)
     keep = attention_mask.bool()
     is_placeholder = (input_ids == image_token_id) & keep
     check_placeholders(is_placeholder.sum(1), len(lengths))

@@ -39,9 +39,7 @@ class Fwd2BotSummary:
         lengths: torch.Tensor | Sequence[int] | None = None,
         metadata: dict[str, str | None] | None = None,
     ):
-        if not isinstance(tokens, torch.Tensor) or not tokens.is_floating_point():
-            found = f"{tokens.dtype} tensor" if isinstance(tokens, torch.Tensor) else type(tokens).__name__
-            raise TypeError(f"Summary tokens must be a floating point tensor of shape (N, k, d), got a {found}.")
+        _check_floating(tokens)
         if tokens.ndim != 3 or 0 in tokens.shape:
             raise ValueError(
                 f"Summary tokens must have shape (N, k, d) with no empty dimension, got {tuple(tokens.shape)}."
@@ -58,11 +56,32 @@ class Fwd2BotSummary:
         unknown = sorted(set(metadata or {}) - set(METADATA_KEYS))
         if unknown:
             raise ValueError(f"Unknown summary metadata {unknown}; allowed: {list(METADATA_KEYS)}.")
-        self.tokens = tokens
-        self.lengths = lengths
+        self._tokens = tokens
+        self._lengths = lengths
         if int(lengths.min()) < k_max:
-            self.tokens = tokens.masked_fill(~self.mask[:, :, None], 0)
+            self._tokens = tokens.masked_fill(~self.mask[:, :, None], 0)
         self.metadata = {key: (metadata or {}).get(key) for key in METADATA_KEYS}
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """`(N, k_max, d)`. Others may take their place, of the same shape: quantised ones, for example."""
+        return self._tokens
+
+    @tokens.setter
+    def tokens(self, tokens: torch.Tensor) -> None:
+        _check_floating(tokens)
+        if tokens.shape != self._tokens.shape:
+            raise ValueError(
+                f"Summary tokens of shape {tuple(self._tokens.shape)} cannot be replaced by some of shape "
+                f"{tuple(tokens.shape)}. Make a new summary: Fwd2BotSummary(tokens, lengths, metadata)."
+            )
+        checked = Fwd2BotSummary(tokens, self._lengths)  # zeros beyond the lengths, on one device
+        self._tokens, self._lengths = checked.tokens, checked.lengths
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """`(N,)` long, on the device of the tokens; other lengths make another summary (`truncate`)."""
+        return self._lengths
 
     @property
     def num_summary_tokens(self) -> int:
@@ -211,6 +230,12 @@ class Fwd2BotSummary:
             f"{path} has summary format {header.get('format_version')!r}; this version of fwd2bot reads "
             f"{FORMAT_VERSION!r}. Update fwd2bot."
         )
+
+
+def _check_floating(tokens: Any) -> None:
+    if not isinstance(tokens, torch.Tensor) or not tokens.is_floating_point():
+        found = f"{tokens.dtype} tensor" if isinstance(tokens, torch.Tensor) else type(tokens).__name__
+        raise TypeError(f"Summary tokens must be a floating point tensor of shape (N, k, d), got a {found}.")
 
 
 def summary_from(value: Any) -> Fwd2BotSummary:

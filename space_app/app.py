@@ -18,7 +18,7 @@ from .inputs import nearest, sent, within
 from .service import Service
 from .uploads import MAX_FILE_BYTES, MAX_FILES, MEGABYTE, Upload, VisitorError, arrived, refusals
 from .visitors import AskedTwiceError, ConversationEndedError, SupersededError
-from .waiting import drop_waiting
+from .waiting import drop_waiting, in_turn
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +164,7 @@ def build(service: Service) -> gr.Blocks:
         def add(
             paths: list[str] | None,
             left_out: dict,
+            removals: int,
             request: gr.Request,
             progress: gr.Progress = gr.Progress(),  # noqa: B008
         ) -> Iterator[dict]:
@@ -174,6 +175,7 @@ def build(service: Service) -> gr.Blocks:
                     request.session_hash,
                     uploads,
                     lambda done, total: progress((done, total), desc="compressing", unit="pictures"),
+                    removals=removals,
                 )
             added.problems += refusals(left_out)
             yield {search_status: views.added(added), **own_views(request.session_hash)}
@@ -216,11 +218,12 @@ def build(service: Service) -> gr.Blocks:
             }
 
         @told(search_status)
-        def remove_own(request: gr.Request) -> Iterator[dict]:
-            service.remove_own(request.session_hash)
+        def remove_own(removals: int, request: gr.Request) -> Iterator[dict]:
+            service.remove_own(request.session_hash, removals)
             words = views.message("Your pictures are forgotten.", "status")
             yield {search_status: words, found: "", talk: "", costs: "", inside: "", **own_views(request.session_hash)}
 
+        @in_turn(lambda inputs, earlier: inputs[-1] == earlier[-1])  # in the same conversation
         @told(ask_status)
         def answer(
             text: str, ids: list[str], length: int, count: int, uncompressed: bool, talks: int, request: gr.Request
@@ -274,15 +277,17 @@ def build(service: Service) -> gr.Blocks:
         quick = {"api_visibility": "private", "concurrency_limit": 4, "show_progress": "hidden"}
         # Taken out of the widget here and at once: clearing it later would take out what has come meanwhile.
         files.upload(inputs=files, outputs=files, js=browser.KEEP_ARRIVED, trigger_mode="multiple", **in_browser)
-        files.upload(
+        adding = files.upload(
             add,
-            [files, refused],
+            [files, refused, number],
             [search_status, *own],
-            js=browser.given(2, x0=browser.ARRIVED, x1=browser.REFUSED),
+            js=browser.given(3, x0=browser.ARRIVED, x1=browser.REFUSED, x2=browser.REMOVALS),
             show_progress_on=search_status,
             trigger_mode="multiple",  # a batch may come while the one before is compressed
             **shared,
         )
+        for ends in (adding.then, adding.failure):  # Gradio's `then` comes after no failure, such as a full queue's
+            ends(js=browser.ADDED, **in_browser)
         refuse.click(say_refused, refused, [search_status, found], js=browser.given(1, x0=browser.REFUSED), **quick)
         gr.on(
             [search.click, query.submit],
@@ -296,9 +301,13 @@ def build(service: Service) -> gr.Blocks:
         search_k.change(
             rerank, search_k, [found, search_status, search_k], trigger_mode="always_last", preprocess=False, **quick
         )
-        remove.click(remove_own, None, [search_status, found, talk, costs, inside, *own], **quick).then(
-            js=browser.FOCUS_UPLOAD, **in_browser
-        )
+        remove.click(
+            remove_own,
+            number,
+            [search_status, found, talk, costs, inside, *own],
+            js=browser.given(1, x0=browser.REMOVE),
+            **quick,
+        ).then(js=browser.FOCUS_UPLOAD, **in_browser)
         answering = gr.on(
             [ask.click, question.submit],
             answer,

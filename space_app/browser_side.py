@@ -2,6 +2,7 @@
 
 from .checks import MAX_ASKED
 from .uploads import MAX_FILE_BYTES, MAX_FILES
+from .waiting import MAX_WAITING_OF_ONE
 
 CSS = """
 .f2b-tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 10px; list-style: none;
@@ -62,17 +63,25 @@ watch('value', () => element.querySelector('.f2b-alert')?.scrollIntoView({ block
 ANSWERED = "watch('value', () => window.f2b.answered())"
 # Of pictures to choose from that come and go: those that stay stay ticked.
 KEEP_TICKS = "watch('value', () => window.f2b.tick())"
-# What the page remembers: the number of the conversation, the files that have arrived and are not yet handed on, and
-# those that are refused here, before they are sent, so that good ones of the same choice are taken and large ones cost
-# nobody any time.
-_PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED) => {
+# What the page remembers: the number of the conversation; how often the pictures were removed; the batches of files
+# that have arrived and are not yet handed on, how many are being added, and those kept back here while the server has
+# as many as may wait; and files that are refused here, before they are sent, so that good ones of the same choice are
+# taken and large ones cost nobody any time.
+_PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED, MOST_WAITING) => {
   const none = () => ({ count: 0, large: [], query: false });
-  const f2b = (window.f2b = { conversation: 0, arrived: [], sent: 0, refused: none(), ticked: new Set(),
-    asked: new Set() });
+  const f2b = (window.f2b = { conversation: 0, removals: 0, arrived: [], adding: 0, held: [], sent: 0, refused: none(),
+    ticked: new Set(), asked: new Set() });
   f2b.refusals = () => { const found = f2b.refused; f2b.refused = none(); return found; };
-  f2b.arrive = (files) => { f2b.arrived.push(files); setTimeout(() => { f2b.sent = 0; }, 100); return null; };
+  f2b.arrive = (files) => {
+    f2b.arrived.push(files);
+    f2b.adding += 1;
+    setTimeout(() => { f2b.sent = 0; }, 100);
+    return null;
+  };
+  f2b.added = () => { f2b.adding -= 1; return []; };
+  f2b.remove = () => { f2b.held = []; return ++f2b.removals; };
   const isQuery = (input) => !input.closest('#f2b-upload');
-  const give = (input, files) => {
+  const put = (input, files) => {
     const transfer = new DataTransfer();
     files.forEach((file) => transfer.items.add(file));
     input.files = transfer.files;
@@ -86,27 +95,37 @@ _PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED) => {
     if (!good.length) document.querySelector('#f2b-refuse')?.click();
     return good;
   };
+  // The widget takes no files while those before arrive; after ten seconds without that they have failed.
+  const isBusy = () => f2b.adding >= MOST_WAITING || Date.now() - f2b.sent < 10000;
   const isBad = (files) => files.length > MOST_FILES || files.some((file) => file.size > MOST_BYTES);
   document.addEventListener('change', (event) => {
     const input = event.target;
     if (!input.matches?.('input[type=file]')) return;
     if (isBad([...input.files])) {
       const good = sift([...input.files], isQuery(input));
-      give(input, good);
+      put(input, good);
       if (!good.length) { event.stopImmediatePropagation(); return; }
     }
-    if (!isQuery(input)) f2b.sent = Date.now();
+    if (isQuery(input)) return;
+    if (!isBusy()) { f2b.sent = Date.now(); return; }
+    event.stopImmediatePropagation();
+    add([...input.files]);
+    input.value = '';
   }, true);
-  const add = (files) => {
+  let waits;
+  const give = () => {
+    clearTimeout(waits);
+    if (!f2b.held.length) return;
     const input = document.querySelector('#f2b-upload input[type=file]');
-    // The widget takes no files while those before arrive; after ten seconds without that they have failed.
-    if (!input || Date.now() - f2b.sent < 10000) { setTimeout(() => add(files), 100); return; }
-    give(input, files);
+    if (!input || isBusy()) { waits = setTimeout(give, 100); return; }
+    put(input, f2b.held.shift());
     input.dispatchEvent(new Event('change', { bubbles: true }));
+    give();
   };
+  const add = (files) => { f2b.held.push(files); give(); };
   document.addEventListener('drop', (event) => {
     const files = [...(event.dataTransfer?.files ?? [])];
-    if (!event.target.closest?.('#f2b-upload') || !isBad(files)) return;
+    if (!event.target.closest?.('#f2b-upload') || !(isBad(files) || isBusy())) return;
     event.preventDefault();
     event.stopImmediatePropagation();
     event.target.dispatchEvent(new DragEvent('dragleave', { bubbles: true }));
@@ -149,10 +168,13 @@ _PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED) => {
     setTimeout(() => document.querySelector(button).click());
   });
 }"""
-PAGE = f"() => ({_PAGE})({MAX_FILE_BYTES}, {MAX_FILES}, {MAX_ASKED})"
+PAGE = f"() => ({_PAGE})({MAX_FILE_BYTES}, {MAX_FILES}, {MAX_ASKED}, {MAX_WAITING_OF_ONE})"
 REFUSED = "window.f2b.refusals()"
 KEEP_ARRIVED = "(files) => window.f2b.arrive(files)"
 ARRIVED = "window.f2b.arrived.shift() ?? null"
+ADDED = "() => window.f2b.added()"
+REMOVALS = "window.f2b.removals"
+REMOVE = "window.f2b.remove()"
 FOCUS_UPLOAD = "() => { document.querySelector('#f2b-upload button')?.focus(); return []; }"
 ASK = "window.f2b.ask(x0)"
 CONVERSATION = "window.f2b.conversation"

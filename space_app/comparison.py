@@ -116,12 +116,13 @@ class _TimedStreamer(TextIteratorStreamer):
         super().put(value)
 
     def __next__(self) -> str:
-        give_up = time.monotonic() + STEP_SECONDS
+        since = time.perf_counter()
         while not self.stop.is_set():
             try:
                 text = self.text_queue.get(timeout=POLL_SECONDS)
             except queue.Empty:
-                if time.monotonic() > give_up:
+                # From where the model began: what it may have waited for is the step of an answer that was stopped.
+                if time.perf_counter() > max(since, self.begin) + STEP_SECONDS:
                     raise VisitorError(
                         f"No word came within {STEP_SECONDS} seconds, so the answer was given up. Ask again later, or "
                         "about fewer pictures."

@@ -12,6 +12,7 @@ from .comparison import Answer
 from .inputs import sent
 from .service import Service
 from .uploads import VisitorError, arrived
+from .waiting import in_turn
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def add_endpoints(service: Service, shared: dict[str, Any]) -> None:
         )
         return [{"id": hit.picture.id, "title": hit.picture.title, "score": hit.score} for hit in found]
 
+    @in_turn(lambda inputs, earlier: inputs[-1] is not True)  # unless it begins a conversation
     def ask(
         question: str,
         pictures: list[str],

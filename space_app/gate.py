@@ -13,6 +13,7 @@ from .uploads import MAX_FILE_BYTES, MAX_FILES, MEGABYTE
 
 MAX_BODY_BYTES = MEGABYTE  # of a request that is no upload
 ARRIVAL_SECONDS = 3600  # after which an upload that still arrives is given up
+CLOCK_SECONDS = 1  # that the time of a file may lie behind the clock: some milliseconds on Linux, more elsewhere
 MAX_ARRIVING_BYTES = 1024 * MEGABYTE  # of all uploads under way
 MAX_FIELD_BYTES = 1024  # of a part of an upload that is no file
 # The first part of the paths that the page and `gradio_client` ask for; Gradio has many more, such as for files by
@@ -38,7 +39,7 @@ class Arrivals:
     @contextmanager
     def one(self, length: int) -> Iterator[None]:
         key = object()
-        self._begun[key] = time.time()
+        self._begun[key] = time.time() - CLOCK_SECONDS
         self.bytes += length
         try:
             yield

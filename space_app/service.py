@@ -22,7 +22,7 @@ CONCURRENCY = 2
 BATCH_SIZE = 8
 MAX_TEXTS = 10
 MAX_HITS = 50
-MAX_NUMBER = 2**31  # of a conversation
+MAX_NUMBER = 2**31  # of a conversation, and of removals
 
 
 class Service:
@@ -66,18 +66,33 @@ class Service:
     # A visitor's own pictures
 
     def add(
-        self, session: str, uploads: Sequence[Upload], progress: Callable[[int, int], None] | None = None
+        self,
+        session: str,
+        uploads: Sequence[Upload],
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        removals: int | None = None,
     ) -> Added:
         """Decode, encode anew and compress files; a picture that is here already is not compressed again.
 
+        Args:
+            removals: how often the visitor had removed all pictures when these were sent, see `remove_own`.
+                Default: as often as is known here.
+
         Raises:
-            VisitorError: for none or too many, or when the visitor's pictures were removed meanwhile.
+            VisitorError: for none or too many, or when the visitor's pictures were removed since they were sent.
         """
         if not uploads:
             raise VisitorError("No file came. Choose at least one picture.")
         check_count(len(uploads))
         with self.visitors.visit(session) as visitor:
-            added, read, left_out, removals = Added(), {}, 0, visitor.removals
+            if removals is None:
+                removals = visitor.removals
+            else:
+                check_number("removals", removals, 0, MAX_NUMBER)
+                visitor.remove_pictures(removals)  # where these have overtaken it
+            visitor.check_removals(removals)
+            added, read, left_out = Added(), {}, 0
             for number, upload in enumerate(uploads, 1):
                 name = shown_name(upload.name)
                 try:
@@ -112,10 +127,17 @@ class Service:
         with self.visitors.visit(session, keep=False) as visitor:
             return list(visitor.pictures.values())
 
-    def remove_own(self, session: str) -> None:
-        """Let go of the visitor's pictures, of what was said about them, and of the last search."""
-        with self.visitors.visit(session, keep=False) as visitor:
-            visitor.remove_pictures()
+    def remove_own(self, session: str, removals: int | None = None) -> None:
+        """Let go of the visitor's pictures, of what was said about them, and of the last search.
+
+        Args:
+            removals: which removal of this visitor it is, from 1 on, so that pictures which were sent before it and
+                come later are not taken. Default: the next one.
+        """
+        if removals is not None:
+            check_number("removals", removals, 1, MAX_NUMBER)
+        with self.visitors.visit(session, keep=removals is not None) as visitor:
+            visitor.remove_pictures(removals)
             visitor.begin_search()
             visitor.begin_conversation()
 

@@ -224,11 +224,21 @@ class Visitor:
         """For so many more pictures."""
         return MAX_FILES - len(self.pictures)
 
-    def remove_pictures(self) -> None:
-        """Forget the pictures, and those that are being compressed."""
+    def remove_pictures(self, removals: int | None = None) -> None:
+        """Forget the pictures, and those that are being compressed.
+
+        Args:
+            removals: which removal it is; one that was made already is not made again. Default: the next one.
+        """
         with self.lock:
-            self.pictures.clear()
-            self.removals += 1
+            if removals is None or removals > self.removals:
+                self.pictures.clear()
+                self.removals = self.removals + 1 if removals is None else removals
+
+    def check_removals(self, removals: int) -> None:
+        """Raise `VisitorError` unless all pictures were removed just so often."""
+        if removals != self.removals:
+            raise VisitorError("Your pictures were removed while others were added. Add those again to keep them.")
 
     def add(self, title: str, jpeg: bytes, summary: Any, removals: int = 0) -> Picture | None:
         """The new picture; None where its content is here already, or no room is left.
@@ -240,8 +250,7 @@ class Visitor:
             VisitorError: when the pictures were removed since.
         """
         with self.lock:  # two uploads of one visitor may arrive at once
-            if removals != self.removals:
-                raise VisitorError("Your pictures were removed while others were added. Add those again to keep them.")
+            self.check_removals(removals)
             if self.room <= 0 or self.same(jpeg) is not None:
                 return None
             self.made += 1

@@ -13,10 +13,10 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from .adapters_fwd2bot import merged_state
 from .backbone_fwd2bot import check_processor
 from .configuration_fwd2bot import STAGES
 from .folder_fwd2bot import copy_code, draft_folder, set_auto_map
+from .merging_fwd2bot import merged_state
 from .quantization_fwd2bot import is_quantized
 from .weights_fwd2bot import QUERIES
 
@@ -28,6 +28,8 @@ CAUSAL_TWINS = {
     "qwen3_vl_moe_text": "qwen3_moe",
     "glm4v_text": "glm4",
 }
+# What they have a setting for, and an LVLM's language model does always.
+ALWAYS = {"qwen3_moe": {"norm_topk_prob": True}}
 # What some causal language models do to the logits after their head, and the value with which they do nothing. Many
 # LVLMs around the same language model do nothing.
 AFTER_HEAD = {"logit_scale": 1.0, "logits_scaling": 1.0, "final_logit_softcapping": None}
@@ -148,7 +150,9 @@ def _causal_config(model: Any) -> PreTrainedConfig:
     elif text_config.model_type in CAUSAL_TWINS:
         config_class = CONFIG_MAPPING[CAUSAL_TWINS[text_config.model_type]]
         known = set(config_class.__dataclass_fields__) - {"model_type", "transformers_version", "architectures"}
-        fields = {name: value for name, value in text_config.to_dict().items() if name in known}
+        values, renamed = text_config.to_dict(), text_config.attribute_map  # {"num_experts": "num_local_experts"}
+        fields = {name: values[renamed.get(name, name)] for name in known if renamed.get(name, name) in values}
+        fields |= ALWAYS.get(config_class.model_type, {})
         # All positions of a word are equal in the generate pass: one rotary angle, as in plain RoPE.
         rope = {
             name: value

@@ -1,6 +1,5 @@
-"""What weights are: strict loading, the fingerprint of what was trained, the sample that a backbone is known by."""
+"""What weights are: strict loading, and the sample that a backbone is known by."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -37,31 +36,6 @@ def check_loading_info(info: Mapping[str, Any], path: str | os.PathLike) -> None
             f"The weights in {path} do not fit their config: {listed}. The folder is damaged or was put together from "
             "several models; save or download it anew."
         )
-
-
-def weights_fingerprint(parameters: Mapping[str, torch.Tensor], merged: str | None = None) -> str:
-    """16 hexadecimal digits that identify trained weights: names, shapes and values, in order of name.
-
-    Args:
-        merged: the fingerprint of a model whose adapters were merged, since they are not among its parameters.
-
-    Raises:
-        ValueError: for weights that are not here, because they are offloaded or another process has them.
-    """
-    digest = hashlib.sha256((merged or "").encode())
-    for name in sorted(parameters):
-        value = parameters[name].detach()
-        if hasattr(value, "full_tensor"):  # a DTensor, of which this process may hold a part
-            value = value.full_tensor()
-        if value.is_meta or value.numel() == 0:
-            raise ValueError(
-                f"The weights {name!r} are not in this process (offloaded or sharded), so they have no fingerprint. "
-                "Bring them together first, or load the model without offloading."
-            )
-        value = value.float().cpu().contiguous()
-        digest.update(f"{name} {tuple(value.shape)} ".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @dataclass

@@ -111,6 +111,34 @@ def qwen3_vl() -> Family:
 
 
 @family
+def qwen3_vl_moe() -> Family:
+    """As Qwen3-VL, with a mixture of experts; its head has weights of its own."""
+    tokenizer = _qwen_tokenizer()
+    text = text_fields(
+        tokenizer,
+        head_dim=16,
+        rope_parameters={**MROPE, "mrope_interleaved": True},
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        tie_word_embeddings=False,
+    )
+    config = transformers.Qwen3VLMoeConfig(
+        vision_config=_qwen_vision(num_position_embeddings=16, deepstack_visual_indexes=[0, 1]),
+        text_config=text,
+        tie_word_embeddings=False,
+        **_qwen_ids(tokenizer),
+    )
+    processor = transformers.Qwen3VLProcessor(
+        Qwen2VLImageProcessorPil(**_patches()),
+        tokenizer,
+        transformers.Qwen3VLVideoProcessor(**_patches()),
+        chat_template=QWEN_TEMPLATE,
+    )
+    return random_model(transformers.Qwen3VLMoeForConditionalGeneration, config, tokenizer), processor
+
+
+@family
 def qwen3_5() -> Family:
     """Linear attention in the first layer of the language model, M-RoPE in the second."""
     tokenizer = _qwen_tokenizer()

@@ -30,6 +30,7 @@ NEED_TORCHVISION = {
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
+    "qwen3_vl_moe",
     "smolvlm",
     "internvl",
     "glm4v",

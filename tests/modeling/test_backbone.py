@@ -93,8 +93,8 @@ def test_processor_of_another_model_is_refused(tiny_processor):
 
 
 class TextConfig:
-    def __init__(self, layer_types=None, sliding_window=None):
-        self.layer_types, self.sliding_window = layer_types, sliding_window
+    def __init__(self, layer_types=None, sliding_window=None, attention="sdpa"):
+        self.layer_types, self.sliding_window, self._attn_implementation = layer_types, sliding_window, attention
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,7 @@ class TextConfig:
     [
         (TextConfig(["full_attention", "sliding_attention"], 8), "sliding window of 8 tokens"),
         (TextConfig(["full_attention", "linear_attention"]), "linear_attention"),
+        (TextConfig(attention="flash_attention_2"), "'flash_attention_2' does not take. Load the model with 'sdpa'"),
     ],
 )
 def test_packed_rows_that_would_see_each_other_are_refused(config, message):

@@ -7,12 +7,14 @@ import pickle
 import pytest
 import tiny
 import torch
+from accelerate import disk_offload
+from accelerate.hooks import remove_hook_from_module
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotSummary
+from fwd2bot.fingerprint_fwd2bot import weights_fingerprint
 from fwd2bot.folder_fwd2bot import MODEL_FILES, PIPELINE_FILES
-from fwd2bot.weights_fwd2bot import weights_fingerprint
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 WEIGHTS = "model.safetensors"
@@ -160,10 +162,12 @@ def test_saving_over_the_folder_one_was_loaded_from(processor, tmp_path):
     assert_same_outputs(Fwd2BotForConditionalGeneration.from_pretrained(tmp_path), model, processor)
 
 
-def test_copies_of_a_half_precision_model_keep_its_fingerprint(saved):
+@pytest.mark.parametrize("asked_before", [True, False])
+def test_copies_of_a_half_precision_model_keep_its_fingerprint_until_they_change(saved, asked_before):
     model = Fwd2BotForConditionalGeneration.from_pretrained(saved[0], dtype=torch.bfloat16)
     for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
-        assert again.fingerprint == model.fingerprint == saved[1].fingerprint
+        if asked_before:
+            assert again.fingerprint == model.fingerprint == saved[1].fingerprint
         with torch.no_grad():
             again.summary_projector.bias.add_(1)
         assert again.fingerprint != model.fingerprint
@@ -388,6 +392,32 @@ def test_assigning_other_weights_gives_their_fingerprint(saved):
     assert loaded.fingerprint == saved[1].fingerprint
     loaded.load_state_dict(dict(again.named_parameters()), assign=True)
     assert loaded.fingerprint == other.fingerprint != saved[1].fingerprint
+
+
+@pytest.mark.parametrize("options", [{"stage": "compress"}, {"dtype": torch.bfloat16}], ids=["merged", "bfloat16"])
+def test_weights_put_in_place_anew_keep_their_fingerprint_until_their_values_change(saved, processor, options):
+    folder, model = saved
+    loaded = Fwd2BotForConditionalGeneration.from_pretrained(folder, **options)
+    summary = loaded.compress(**processor.process_images(tiny.pictures(1)))
+    before = copy.deepcopy(loaded.state_dict())
+    loaded.load_state_dict(before)  # written
+    assert loaded.fingerprint == model.fingerprint
+    loaded.load_state_dict(copy.deepcopy(before), assign=True)  # other tensors, as accelerate's hooks may bring them
+    assert loaded.fingerprint == model.fingerprint
+    assert len(loaded.embed(summary=summary)) == 1
+    with torch.no_grad():
+        loaded.summary_projector.bias.add_(1)
+    assert loaded.fingerprint != model.fingerprint
+    loaded.load_state_dict(before)
+    assert loaded.fingerprint == model.fingerprint
+
+
+def test_fingerprint_survives_that_weights_were_offloaded_and_came_back(saved, tmp_path):
+    loaded = Fwd2BotForConditionalGeneration.from_pretrained(saved[0], dtype=torch.bfloat16)
+    disk_offload(loaded, tmp_path, execution_device=torch.device("cpu"))
+    assert loaded.summary_projector.weight.is_meta and loaded.fingerprint == saved[1].fingerprint
+    remove_hook_from_module(loaded, recurse=True)
+    assert not loaded.summary_projector.weight.is_meta and loaded.fingerprint == saved[1].fingerprint
 
 
 def test_unsaved_model_refuses_the_summary_of_another(processor):

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 
 from fwd2bot import Fwd2BotForConditionalGeneration
-from fwd2bot.adapters_fwd2bot import merged_state, run_stage
+from fwd2bot.adapters_fwd2bot import run_stage
+from fwd2bot.merging_fwd2bot import merged_state
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import tiny
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer, TextStreamer
 
 from fwd2bot import Fwd2BotOutput, Fwd2BotSummary
@@ -449,11 +450,50 @@ def test_pictures_can_be_compressed_in_the_midst_of_an_answer(model, processor, 
     assert all(torch.equal(tokens, summary.tokens) for tokens in found)
 
 
-def test_signature_that_is_kept_is_that_of_forward(model):
-    """`generate()` asks for it five times a call."""
-    code = type(model).forward.__code__
-    names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-    assert list(inspect.signature(model.forward).parameters) == [*names, "kwargs"]
+def test_signature_of_forward_is_the_same_with_the_hooks_of_accelerate():
+    """`Trainer` keeps the columns that it names, and `generate()` the arguments."""
+    model = tiny.tiny_fwd2bot()
+    names = list(inspect.signature(model.forward).parameters)
+    assert names[0] == "input_ids" and names[-1] == "kwargs"
+    add_hook_to_module(model, ModelHook())
+    assert list(inspect.signature(model.forward).parameters) == names
+
+
+def with_other_padding(batch, processor, pad):
+    """A batch whose masked ids are `pad`."""
+    batch = dict(batch)
+    for name in [name for name in batch if name.endswith("input_ids")]:
+        mask = batch[name.replace("input_ids", "attention_mask")]
+        assert not mask.all()
+        batch[name] = batch[name].masked_fill(mask == 0, pad)
+    return batch
+
+
+@pytest.mark.parametrize("pad", [260, 9999, -1])  # 260 would be the first query
+def test_padding_that_is_no_row_of_the_embedding_changes_nothing(processor, pad):
+    model, images, questions = tiny.tiny_fwd2bot(), tiny.pictures(2), ["What is it?", "Why?"]
+    prompts = processor(text=tiny.prompts(processor, questions))
+    texts, words = processor.process_texts(["a dog", "cat"]), processor(text=questions)
+    batch = tiny.training_batch(processor, ["a dog", "a cat", "two of them"])
+    batch = {name: value for name, value in batch.items() if not name.startswith("compress_")}
+    pixels = {f"compress_{name}": value for name, value in processor.process_images(tiny.pictures(3)).items()}
+    options = {**GREEDY, "pad_token_id": model.generation_config.pad_token_id}
+
+    def outputs(padded):
+        summary = model.compress(**processor.process_images(images))
+        answers = model.generate_from_summary(summary, **padded(prompts), **options)
+        continued = model.generate(**padded(words), **options)
+        return [
+            model.embed(**padded(texts)),
+            answers[:, prompts["input_ids"].shape[1] :],
+            continued[:, words["input_ids"].shape[1] :],
+            model(**padded(batch), **pixels).loss,
+        ]
+
+    expected = outputs(dict)
+    model.generation_config.pad_token_id = pad
+    for found, wanted in zip(outputs(lambda batch: with_other_padding(batch, processor, pad)), expected, strict=True):
+        assert torch.equal(found, wanted)
 
 
 def test_max_length_counts_one_placeholder_per_picture(model, processor, summary, prompts):

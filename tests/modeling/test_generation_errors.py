@@ -220,3 +220,30 @@ def test_length_of_a_summary_is_not_chosen_in_answering(shared_fwd2bot, tiny_pro
     inputs = tiny_processor(text=tiny.prompts(tiny_processor, ["What?"]))
     with pytest.raises(TypeError, match="give summary.truncate"):
         shared_fwd2bot.generate_from_summary(summary, **inputs, num_summary_tokens=1)
+
+
+@pytest.mark.parametrize("pad", [260, 9999, -1])
+def test_padding_of_answers_that_end_early_must_be_a_row_of_the_embedding(model, processor, summary, prompts, pad):
+    inputs = processor(text=prompts)
+    with pytest.raises(ValueError, match=rf"pad_token_id={pad} is no row of the input embedding \(0 to 259\)"):
+        model.generate_from_summary(summary, **inputs, pad_token_id=pad)
+    with pytest.raises(ValueError, match=f"pad_token_id={pad} is no row"):
+        model.generate(**processor(text="What?"), pad_token_id=pad, num_return_sequences=2, do_sample=True)
+    one = processor(text=prompts[0])
+    alone = model.generate_from_summary(summary[0], **one, pad_token_id=pad, max_new_tokens=2)  # nothing is filled
+    assert torch.equal(alone, model.generate_from_summary(summary[0], **one, max_new_tokens=2))
+
+
+def test_mask_that_is_no_tensor_is_refused(model, processor, prompts, summary):
+    inputs = processor(text=prompts)
+    with pytest.raises(TypeError, match="attention_mask must be a tensor, got list"):
+        model.generate_from_summary(summary, inputs["input_ids"], inputs["attention_mask"].tolist())
+
+
+@pytest.mark.parametrize("name", ["input_ids", "text_input_ids"])
+@pytest.mark.parametrize("word", [260, 9999, -1])  # 260 would be the first query
+def test_training_refuses_ids_that_are_no_words(model, processor, name, word):
+    batch = tiny.training_batch(processor, ["a dog", "a cat", "two"])
+    batch[name][0, -1] = word
+    with pytest.raises(ValueError, match=rf"input_ids hold {word}; the vocabulary is 0 to 259"):
+        model(**batch)

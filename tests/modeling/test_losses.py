@@ -84,7 +84,7 @@ def test_contrastive_loss_is_exact_under_autocast():
     assert torch.equal(exact, cast)
 
 
-@pytest.mark.parametrize("text_image", [[0], [0, 2], [0, 1, 1]])
+@pytest.mark.parametrize("text_image", [[0], [0, 2], [0, 1, 1], [0, -2]])
 def test_contrastive_loss_refuses_owners_that_do_not_fit(text_image):
     with pytest.raises(ValueError, match=r"each of the 2 texts a row in 0\.\.1 or -1"):
         contrastive_loss(IMAGES, IMAGES, SCALE, torch.tensor(text_image))

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import pickle
+import re
 
 import pytest
 import tiny
@@ -134,6 +135,14 @@ def test_forward_of_a_generation_step_is_the_backbone_under_its_adapter(tiny_fwd
     assert output.logits.shape == (*inputs["input_ids"].shape, 260)
 
 
+def test_forward_returns_a_tuple_where_it_is_asked_for_one(tiny_fwd2bot, processor):
+    for inputs in (tiny.training_batch(processor), processor(text=["What?"])):
+        expected = tiny_fwd2bot(**inputs).to_tuple()
+        found = tiny_fwd2bot(**inputs, return_dict=False)
+        assert isinstance(found, tuple) and len(found) == len(expected) > 1
+        assert torch.equal(found[0], expected[0])
+
+
 def test_autoregressive_loss_is_the_cross_entropy_of_answers_behind_the_summary(tiny_fwd2bot, processor):
     batch = tiny.training_batch(processor, count=1)
     output = tiny_fwd2bot(**batch, num_summary_tokens=2)
@@ -237,6 +246,24 @@ def test_forward_refuses_captions_without_images(tiny_fwd2bot, processor):
     texts = {f"text_{key}": value for key, value in processor.process_texts(TEXTS).items()}
     with pytest.raises(ValueError, match="need images"):
         tiny_fwd2bot(**texts)
+
+
+@pytest.mark.parametrize("name", ["labels", "segment_ids"])
+@pytest.mark.parametrize("part", [slice(0, 1), (slice(None), slice(1, None))], ids=["one row", "shorter rows"])
+def test_forward_refuses_labels_and_segments_of_another_shape(tiny_fwd2bot, processor, monkeypatch, name, part):
+    monkeypatch.setattr(tiny_fwd2bot, "_compress_pass", None)  # one row of labels would be learnt by all
+    batch = tiny.training_batch(processor)
+    values = torch.zeros_like(batch["input_ids"])[part]
+    shapes = rf"{name} must have the shape of input_ids, \(3, \d+\), got {re.escape(str(tuple(values.shape)))}"
+    with pytest.raises(ValueError, match=shapes):
+        tiny_fwd2bot(**{**batch, name: values})
+
+
+def test_forward_refuses_owners_without_captions_and_nothing_at_all(tiny_fwd2bot, processor):
+    with pytest.raises(ValueError, match="give text_input_ids as well"):
+        tiny_fwd2bot(**tiny.training_batch(processor), text_image=torch.arange(3))
+    with pytest.raises(ValueError, match="nothing to read"):
+        tiny_fwd2bot()
 
 
 def test_temperature_is_clamped_and_can_move_back(processor):

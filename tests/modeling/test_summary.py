@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import stat
 
 import numpy as np
@@ -120,6 +121,27 @@ def test_truncate_takes_the_first_vectors(summary):
 def test_truncate_out_of_range_names_the_range(summary, length):
     with pytest.raises(ValueError, match=f"Cannot truncate to {length}: choose 1 to 1"):
         summary.truncate(length)
+
+
+def test_tokens_of_the_same_shape_may_take_the_place_of_others(summary):
+    changed = summary[:]
+    changed.tokens = torch.ones(3, 3, 2)
+    assert_equal(changed, Fwd2BotSummary(torch.ones(3, 3, 2), summary.lengths, MADE_BY))  # zeros beyond the lengths
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2), (4, 3, 2), (3, 2, 2), (3, 4, 2), (3, 3, 5), (9, 2)])
+def test_tokens_of_another_shape_are_refused_with_both_shapes(summary, shape):
+    expected = rf"shape \(3, 3, 2\) cannot be replaced by some of shape {re.escape(str(shape))}"
+    with pytest.raises(ValueError, match=expected):
+        summary.tokens = torch.ones(shape)
+
+
+def test_tokens_of_another_type_are_refused(summary):
+    for tokens in (torch.ones(3, 3, 2, dtype=torch.long), [1.0], None):
+        with pytest.raises(TypeError, match="must be a floating point tensor"):
+            summary.tokens = tokens
+    with pytest.raises(AttributeError, match="lengths"):
+        summary.lengths = torch.tensor([1, 1, 1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -74,6 +74,29 @@ def test_pictures_that_are_compressed_while_all_are_removed_do_not_come_back(ser
     assert len(service.add(visitor, [upload()]).pictures) == 1
 
 
+def test_pictures_that_were_sent_before_all_were_removed_and_come_after_it_are_not_taken(service, visitor):
+    assert len(service.add(visitor, [upload()], removals=0).pictures) == 1
+    service.remove_own(visitor, 1)
+    with pytest.raises(VisitorError, match="removed while others were added. Add those again"):
+        service.add(visitor, [upload()], removals=0)
+    assert service.own(visitor) == []
+    assert len(service.add(visitor, [upload()], removals=1).pictures) == 1
+
+
+def test_pictures_that_overtake_the_removal_before_them_stay(service, visitor):
+    one, other = [Upload(f"{index}.png", gallery()[index].path.read_bytes()) for index in range(2)]
+    service.add(visitor, [one], removals=0)
+    service.add(visitor, [other], removals=1)
+    service.remove_own(visitor, 1)
+    assert [picture.title for picture in service.own(visitor)] == ["1.png"]
+
+
+@pytest.mark.parametrize("removals", [-1, 1.0, "1", True, 2**40])
+def test_bad_number_of_removals_is_refused(service, visitor, removals):
+    with pytest.raises(VisitorError, match="removals must be a whole number from 0 to"):
+        service.add(visitor, [upload()], removals=removals)
+
+
 def test_pictures_beyond_the_room_are_told_and_those_that_are_here_take_none(service, visitor, monkeypatch):
     monkeypatch.setattr(visitors, "MAX_FILES", 2)
     one, *more = [Upload(f"{index}.png", gallery()[index].path.read_bytes()) for index in range(4)]
@@ -289,6 +312,24 @@ def test_answer_that_takes_too_long_is_given_up_with_the_limit(service, visitor,
     go.set()
 
 
+def test_time_that_an_answer_waits_for_its_place_is_none_that_its_token_takes(service, visitor, monkeypatch):
+    generate, slept = service.model.generate_from_summary, threading.Event()
+
+    def slowly(summary, **kwargs):  # the place is taken: from here on a token may take as long as it may
+        slept.wait(0.7)
+        return generate(summary, **kwargs)
+
+    monkeypatch.setattr(comparison, "STEP_SECONDS", 1)
+    monkeypatch.setattr(service.model, "generate_from_summary", slowly)
+    for _ in range(service.concurrency):
+        assert service._places.acquire(timeout=20)
+    answer = service.ask(visitor, "Is there a dog?", ["gallery-43"], 4, uncompressed=False)
+    timer = threading.Timer(0.7, service._places.release, [service.concurrency])
+    timer.start()
+    assert last(answer).complete
+    timer.join()
+
+
 def test_visitor_who_leaves_ends_the_answer_that_is_made(service, visitor):
     stream = service.ask(visitor, "Describe the picture.", ["gallery-43"], 4)
     next(stream)
@@ -400,18 +441,27 @@ def test_prompt_that_is_too_long_is_told_on_each_side(tiny_service, visitor):
     assert "the model reads 512" in done.note
 
 
-def test_closed_stream_stops_the_model(tiny_service, visitor):
-    def answers():
-        return [thread for thread in threading.enumerate() if thread.name == "answer"]
+def test_closed_stream_stops_the_model(service, visitor, monkeypatch):
+    """At the step that it is at; the answer has more than twenty tokens."""
+    generate, steps, go = service.model.generate_from_summary, [], threading.Event()
 
-    before = answers()
-    stream = tiny_service.ask(visitor, "What is it?", ["gallery-00"], 4)
+    def waits(ids, scores, **kwargs):
+        steps.append(threading.current_thread())
+        assert len(steps) < 8 or go.wait(60)
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    def slowly(summary, **kwargs):
+        kwargs["stopping_criteria"].insert(0, waits)
+        return generate(summary, **kwargs)
+
+    monkeypatch.setattr(service.model, "generate_from_summary", slowly)
+    stream = service.ask(visitor, "Describe the picture.", ["gallery-43"], 4)
     next(stream)
-    [made] = [thread for thread in answers() if thread not in before]
     stream.close()
-    made.join(10)
-    assert not made.is_alive()
-    assert tiny_service.visitors._visitors[visitor].busy == 0
+    go.set()
+    steps[0].join(60)
+    assert len(steps) <= 8 and not steps[0].is_alive()
+    assert service.visitors._visitors[visitor].busy == 0
 
 
 def test_ten_visitors_at_once_get_what_they_get_one_after_the_other(service, visitor):

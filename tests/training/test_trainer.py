@@ -9,11 +9,11 @@ from tiny_recipes import write_backbone_recipe, write_fwd2bot_recipe, write_seve
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from fwd2bot import Fwd2BotForConditionalGeneration
+from fwd2bot.fingerprint_fwd2bot import weights_fingerprint
 from fwd2bot.training.recipe import load_recipe
 from fwd2bot.training.run_checks import PROCESSES
 from fwd2bot.training.train import build_trainer, main, train
 from fwd2bot.training.trainer import INCOMPLETE, StageTrainer, load_strictly, newest_checkpoint
-from fwd2bot.weights_fwd2bot import weights_fingerprint
 
 
 def losses(trainer):

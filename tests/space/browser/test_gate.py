@@ -11,6 +11,8 @@ from urllib.request import Request, urlopen
 import pytest
 from test_serving import BOUNDARY, END, call, file_data, result
 
+from fwd2bot.space_app.gate import Arrivals
+
 
 def status(space, path, body=None, headers=None):
     try:
@@ -95,3 +97,13 @@ def test_uploads_under_way_are_bounded_together(space, monkeypatch):
     assert (
         status(space, "gradio_api/upload", body, {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}) == 503
     )
+
+
+def test_file_that_arrives_is_no_older_than_its_arrival_though_the_clock_of_files_is_coarse(tmp_path):
+    arrivals = Arrivals()
+    for number in range(100):
+        path = tmp_path / str(number)
+        with arrivals.one(1):
+            path.write_bytes(b"x")
+            about = path.stat()
+            assert max(about.st_mtime, about.st_ctime) >= arrivals.begin_of_oldest()

@@ -1,36 +1,64 @@
 """The page in a real browser: a new conversation while an answer to the one before streams, or waits."""
 
 import threading
-import time
 
 import pytest
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from page_steps import ASKED, add, answers, ask, own_file, settle, tab, until
+from page_steps import ASKED, add, answers, ask, own_file, search, settle, tab, toasts, until
 
 from fwd2bot.pipelines.embedded import gallery
+from fwd2bot.space_app import waiting
 
 DESCRIBE = "Describe the picture."
 TURNS = "document.querySelectorAll('#f2b-talk .f2b-turn').length"
 
 
-@pytest.fixture
-def slow(service, monkeypatch):
-    """A tenth of a second for each token of an answer from summaries; returns one entry for each."""
-    generate, made = service.model.generate_from_summary, []
+class Held:
+    """The first answer from summaries, which stops after a few words until `go` is called; each token is counted.
 
-    def waits(ids, scores, **kwargs):
-        made.append(1)
-        time.sleep(0.1)
+    Attributes:
+        words: tokens of these. tokens: of all answers. ended: set when the first answer is.
+    """
+
+    WORDS = 8  # the answer to `DESCRIBE` has more than twenty tokens
+
+    def __init__(self, model):
+        self._generate = model.generate_from_summary
+        self._answers, self._go = 0, threading.Event()
+        self.words, self.tokens, self.ended = self.WORDS, 0, threading.Event()
+
+    def generate(self, summary, **kwargs):
+        self._answers += 1
+        first = self._answers == 1
+        kwargs["stopping_criteria"].insert(0, self._after_the_first if first else self._count)
+        try:
+            return self._generate(summary, **kwargs)
+        finally:
+            if first:
+                self.ended.set()
+
+    def _after_the_first(self, ids, scores, **kwargs):
+        if self.tokens + 1 >= self.words:
+            assert self._go.wait(60)
+        return self._count(ids, scores)
+
+    def _count(self, ids, scores, **kwargs):
+        self.tokens += 1
         return torch.zeros(len(ids), dtype=torch.bool)
 
-    def slowly(summary, **kwargs):
-        kwargs["stopping_criteria"].append(waits)
-        return generate(summary, **kwargs)
+    def go(self):
+        self._go.set()
+        assert not self._answers or self.ended.wait(60)
 
-    monkeypatch.setattr(service.model, "generate_from_summary", slowly)
-    return made
+
+@pytest.fixture
+def held(service, monkeypatch):
+    answer = Held(service.model)
+    monkeypatch.setattr(service.model, "generate_from_summary", answer.generate)
+    yield answer
+    answer.go()
 
 
 def is_empty(page):
@@ -38,7 +66,7 @@ def is_empty(page):
 
 
 @pytest.mark.parametrize("when", ["at once", "while it is sent", "while it streams"])
-def test_new_conversation_ends_the_answer_and_clears_the_page_for_good(open_page, space, slow, when):
+def test_new_conversation_ends_the_answer_and_clears_the_page_for_good(open_page, space, held, when):
     page = open_page()
     tab(page, "Ask")
     ask(page, DESCRIBE, "gallery-43")
@@ -50,13 +78,14 @@ def test_new_conversation_ends_the_answer_and_clears_the_page_for_good(open_page
     page.wait_for_function(f"{TURNS} == 0")
     page.wait_for_function("!document.querySelector('#f2b-ask-status .eta-bar, #f2b-ask-status .progress-text')")
     settle(page, space)
-    assert is_empty(page) and len(slow) < 20  # of more than twenty tokens that the answer has
+    held.go()
+    assert is_empty(page) and held.tokens <= held.WORDS
     page.get_by_label("Question about the pictures").fill("")
     ask(page, ASKED)
     assert answers(page) == ["3", "3"]
 
 
-def test_answer_after_a_new_conversation_is_its_first(open_page, slow):
+def test_answer_after_a_new_conversation_is_its_first(open_page, held):
     page = open_page()
     tab(page, "Ask")
     ask(page, DESCRIBE, "gallery-43")
@@ -68,7 +97,7 @@ def test_answer_after_a_new_conversation_is_its_first(open_page, slow):
     assert page.locator("#f2b-talk .f2b-turn").count() == 1
 
 
-def test_question_that_is_typed_again_while_it_is_answered_stays_in_its_box(open_page, slow):
+def test_question_that_is_typed_again_while_it_is_answered_stays_in_its_box(open_page, held):
     page = open_page()
     tab(page, "Ask")
     ask(page, DESCRIBE, "gallery-43")
@@ -76,11 +105,12 @@ def test_question_that_is_typed_again_while_it_is_answered_stays_in_its_box(open
     box = page.get_by_label("Question about the pictures")
     page.wait_for_function("!document.querySelector('#f2b-question textarea').value")
     box.fill(DESCRIBE)
-    assert len(slow) and answers(page)
+    held.go()
+    assert answers(page)
     assert box.input_value() == DESCRIBE
 
 
-def test_removing_the_pictures_ends_the_answer_about_them(open_page, space, slow):
+def test_removing_the_pictures_ends_the_answer_about_them(open_page, space, held):
     page = open_page()
     add(page, own_file(43, "mine.png"))
     tab(page, "Ask")
@@ -92,7 +122,8 @@ def test_removing_the_pictures_ends_the_answer_about_them(open_page, space, slow
     tab(page, "Ask")
     page.wait_for_function(f"{TURNS} == 0")
     settle(page, space)
-    assert is_empty(page) and len(slow) < 20
+    held.go()
+    assert is_empty(page) and held.tokens <= held.WORDS
 
 
 def test_question_that_waits_is_dropped_and_the_next_one_answered(open_page, space, service, monkeypatch):
@@ -123,29 +154,66 @@ def test_question_that_waits_is_dropped_and_the_next_one_answered(open_page, spa
     client.close()
 
 
-def test_question_asked_while_another_is_answered_is_the_next_and_what_is_typed_stays(open_page, slow):
+def test_question_asked_while_another_is_answered_is_the_next_and_what_is_typed_stays(open_page, held):
     page = open_page()
     tab(page, "Ask")
     ask(page, DESCRIBE, "gallery-43")
     page.wait_for_selector("#f2b-talk .f2b-turn")
     ask(page, ASKED)
     page.get_by_label("Question about the pictures").fill("What I")
+    held.go()
     page.wait_for_function(f"{TURNS} == 2")
     asked = page.locator("#f2b-talk .f2b-question").all_inner_texts()
     assert asked == [DESCRIBE, ASKED] and len(answers(page)) == 4
     assert page.get_by_label("Question about the pictures").input_value() == "What I"
 
 
-def test_question_that_is_sent_twice_is_answered_once(open_page, space, slow):
+def test_question_that_is_sent_twice_is_answered_once(open_page, space, held):
     page = open_page()
     tab(page, "Ask")
     page.check("#f2b-ask-pick input[value=gallery-43]")
     page.get_by_label("Question about the pictures").fill(ASKED)
+    held.words = 1
+    joined = []
+    page.on("response", lambda response: "/queue/join" in response.url and joined.append(response.status))
     page.dblclick("#f2b-ask")
+    until(lambda: page.wait_for_timeout(20) or len(joined) == 2, "both are in the queue")
+    until(lambda: len(space.page._queue.event_ids_to_events) == 1, "the second one has ended")
+    held.go()
     assert answers(page) == ["3", "3"]
     settle(page, space)
     assert page.locator("#f2b-talk .f2b-question").all_inner_texts() == [ASKED]
     assert page.get_by_label("Question about the pictures").input_value() == ""
+
+
+def test_question_that_waits_for_the_one_before_it_takes_no_place_from_others(open_page, space, held):
+    page, other = open_page(), open_page()
+    tab(page, "Ask")
+    ask(page, DESCRIBE, "gallery-43")
+    page.wait_for_selector("#f2b-talk .f2b-turn")
+    ask(page, ASKED)
+    until(lambda: len(space.page._queue.event_ids_to_events) == 2, "the second question waits")
+    tab(other, "Ask")
+    ask(other, ASKED, "gallery-43")
+    assert answers(other) == ["3", "3"]  # of two places one is taken
+    assert page.locator("#f2b-talk .f2b-turn").count() == 1
+    held.go()
+    page.wait_for_function(f"{TURNS} == 2")
+    assert page.locator("#f2b-talk .f2b-question").all_inner_texts() == [DESCRIBE, ASKED]
+
+
+def test_question_of_a_program_that_waits_for_the_one_before_it_takes_no_place_from_others(space, held):
+    client, other = (Client(space.url, verbose=False) for _ in range(2))
+    asked = [
+        client.submit(question, ["gallery-43"], 0, 8, False, False, api_name="/ask") for question in (DESCRIBE, ASKED)
+    ]
+    until(lambda: held.tokens and len(space.page._queue.event_ids_to_events) == 2, "the second question waits")
+    said = other.submit(ASKED, ["gallery-43"], 0, 8, False, False, api_name="/ask").result(timeout=60)
+    assert said["answer"] == "3" and not any(job.done() for job in asked)
+    held.go()
+    assert [bool(job.result(timeout=60)["answer"]) for job in asked] == [True, True]
+    client.close()
+    other.close()
 
 
 def test_question_after_a_new_conversation_does_not_wait_for_one_that_still_looks_for_its_pictures(
@@ -188,29 +256,86 @@ def test_question_about_other_pictures_says_that_it_begins_a_conversation(open_p
     page.get_by_text("trained on single questions: from the second one on").wait_for()
 
 
-def test_visitor_of_whom_four_requests_wait_is_told_and_others_are_served(open_page, space, service, monkeypatch):
+def test_visitor_of_whom_four_questions_wait_is_told_and_others_are_served(open_page, space, held):
     page, other = open_page(), open_page()
-    compress, served, go = service.compress, threading.Semaphore(0), threading.Event()
+    tab(page, "Ask")
+    ask(page, DESCRIBE, "gallery-43")
+    page.wait_for_selector("#f2b-talk .f2b-turn")
+    for number in range(4):
+        ask(page, f"{ASKED} {number}")
+        until(lambda number=number: len(space.page._queue.event_ids_to_events) == number + 2, "it is in the queue")
+    ask(page, ASKED)
+    page.get_by_text("4 of your requests of this kind wait already. Wait until one of them is served.").wait_for()
+    assert page.get_by_label("Question about the pictures").input_value() == ASKED
+    tab(page, "Search")
+    assert search(page, "two snowmen on a blue field")[0] == "1. Picture 47"
+    tab(other, "Ask")
+    ask(other, ASKED, "gallery-43")
+    assert answers(other) == ["3", "3"]
+    held.go()
+    tab(page, "Ask")
+    page.wait_for_function(f"{TURNS} == 5")
+
+
+@pytest.fixture
+def wait_to_compress(service, monkeypatch):
+    """Pictures wait to be compressed until this is set."""
+    compress, go = service.compress, threading.Event()
 
     def waits(images):
-        served.release()
         assert go.wait(60)
         return compress(images)
 
     monkeypatch.setattr(service, "compress", waits)
-    for number in range(6):  # two are served, four wait
-        page.set_input_files("#f2b-upload input[type=file]", own_file(number, f"{number}.png"))
-        until(lambda number=number: len(space.page._queue.event_ids_to_events) == number + 1, "it is in the queue")
-    tab(page, "Ask")
-    ask(page, ASKED, "gallery-43")
-    page.get_by_text("4 of your requests wait already. Wait until one of them is served.").wait_for()
-    tab(other, "Ask")
-    ask(other, ASKED, "gallery-43")
-    until(lambda: len(space.page._queue.event_ids_to_events) == 7, "the other's question waits")
+    yield go
     go.set()
-    assert answers(other) == ["3", "3"]
-    tab(page, "Search")
-    page.wait_for_function("document.querySelectorAll('#f2b-own li').length == 6")
+
+
+def bring(page, numbers):
+    for number in numbers:
+        page.set_input_files("#f2b-upload input[type=file]", own_file(number, f"{number}.png"))
+        page.wait_for_timeout(300)
+
+
+def test_pictures_that_come_while_others_wait_are_kept_back_and_none_is_lost(open_page, space, wait_to_compress):
+    page = open_page()
+    bring(page, range(7))
+    until(lambda: len(space.page._queue.event_ids_to_events) == 4, "as many as may wait are with the server")
+    assert page.evaluate("window.f2b.held.length") == 3
+    wait_to_compress.set()
+    page.wait_for_function("document.querySelectorAll('#f2b-own li').length == 7")
+    assert sorted(page.locator("#f2b-own li").all_inner_texts()) == [f"{number}.png" for number in range(7)]
+    assert toasts(page) == [] and page.evaluate("[window.f2b.adding, window.f2b.held.length]") == [0, 0]
+
+
+def test_pictures_that_wait_do_not_come_back_after_all_were_removed(open_page, space, service, wait_to_compress):
+    page = open_page()
+    wait_to_compress.set()
+    add(page, own_file(43, "first.png"))
+    page.wait_for_selector("#f2b-own img")
+    wait_to_compress.clear()
+    bring(page, range(6))  # two are served, two wait, two are kept back
+    until(lambda: len(space.page._queue.event_ids_to_events) == 4, "as many as may wait are with the server")
+    page.click("#f2b-remove")
+    page.wait_for_selector("#f2b-own img", state="detached")
+    wait_to_compress.set()
+    page.get_by_text("Your pictures were removed while others were added.").first.wait_for()
+    settle(page, space)
+    assert page.locator("#f2b-own li").count() == 0
+    page.set_input_files("#f2b-upload input[type=file]", own_file(7, "after.png"))
+    page.wait_for_selector("#f2b-own img")
+    assert page.locator("#f2b-own li").all_inner_texts() == ["after.png"]
+
+
+def test_page_goes_on_after_pictures_that_the_queue_has_refused(open_page, monkeypatch):
+    page = open_page()
+    with monkeypatch.context() as patch:
+        patch.setattr(waiting, "MAX_WAITING_OF_ONE", 0)
+        bring(page, range(5))
+        page.get_by_text("0 of your requests of this kind wait already").first.wait_for()
+        page.wait_for_function("window.f2b.adding == 0 && !window.f2b.held.length")
+    add(page, own_file(43, "mine.png"))
+    page.wait_for_selector("#f2b-own img")
 
 
 def test_program_of_which_four_calls_wait_is_refused_the_next(space, service, monkeypatch):
@@ -233,10 +358,10 @@ def test_program_of_which_four_calls_wait_is_refused_the_next(space, service, mo
     client.close()
 
 
-def test_fresh_question_of_a_program_ends_the_one_that_is_answered(space, service, slow):
+def test_fresh_question_of_a_program_ends_the_one_that_is_answered(space, held):
     client = Client(space.url, verbose=False)
     first = client.submit(DESCRIBE, ["gallery-43"], 0, 8, False, api_name="/ask")
-    until(lambda: slow, "the first answer is being made")
+    until(lambda: held.tokens, "the first answer is being made")
     said = client.predict(ASKED, ["gallery-43"], 0, 8, False, True, api_name="/ask")
     assert said["answer"] == "3"
     with pytest.raises(AppError, match="A new conversation was begun before this answer was complete"):

@@ -57,14 +57,17 @@ def age(path, seconds=3600):
 
 @pytest.fixture
 def later(monkeypatch):
-    """`later(seconds)` lets the sweeper see a clock that is so far ahead."""
+    """`later(seconds)` lets the sweeping that the test asks for see a clock that is so far ahead.
+
+    The sweeper's own thread goes on by the true time: it would delete, at any moment, what the test still wants.
+    """
     from fwd2bot.space_app import sweeping
 
     class Clock:
-        ahead = 0.0
+        ahead, of = 0.0, threading.get_ident()
 
         def time(self):
-            return time.time() + self.ahead
+            return time.time() + (self.ahead if threading.get_ident() == self.of else 0)
 
     clock = Clock()
     monkeypatch.setattr(sweeping, "time", clock)
@@ -103,6 +106,7 @@ def test_visitors_at_once_may_bring_the_same_file(space):
 def test_upload_that_still_arrives_is_not_swept(space, later):
     """A slow line: an hour's quarter passes between the first file and the second."""
     content = gallery()[1].path.read_bytes()
+    before = set(space.uploads.rglob("*"))  # what other tests have left
     first, second = part("empty.png", b"") + part("a.png", content), part("b.png", content) + END
     address = urlsplit(space.url)
     line = http.client.HTTPConnection(address.hostname, address.port)
@@ -111,8 +115,9 @@ def test_upload_that_still_arrives_is_not_swept(space, later):
     line.putheader("Content-Length", str(len(first) + len(second)))
     line.endheaders(first)
     end = time.monotonic() + 60
-    while sum(path.is_file() for path in space.uploads.rglob("*")) < 2 and time.monotonic() < end:
+    while len(arrived := set(space.uploads.rglob("*")) - before) < 2 and time.monotonic() < end:
         threading.Event().wait(0.02)
+    assert len(arrived) == 2
     later(900)
     space.sweep()
     line.send(second)
