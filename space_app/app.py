@@ -77,6 +77,7 @@ def build(service: Service) -> gr.Blocks:
         with gr.Tabs():
             with gr.Tab("Search", id="search"):
                 files = sent(gr.File(label=UPLOAD, file_count="multiple", elem_id="f2b-upload", height=140))
+                gr.HTML("<p></p>", elem_id="f2b-held", js_on_load=browser.LIVE)
                 refuse = gr.Button("refuse", visible="hidden", elem_id="f2b-refuse")
                 search_status = gr.HTML(elem_id="f2b-search-status", js_on_load=browser.LIVE)
                 with gr.Row():
@@ -223,7 +224,7 @@ def build(service: Service) -> gr.Blocks:
             words = views.message("Your pictures are forgotten.", "status")
             yield {search_status: words, found: "", talk: "", costs: "", inside: "", **own_views(request.session_hash)}
 
-        @in_turn(lambda inputs, earlier: inputs[-1] == earlier[-1])  # in the same conversation
+        @in_turn(lambda inputs, earlier: inputs[5] == earlier[5], drops_repeats=True)  # in the same conversation
         @told(ask_status)
         def answer(
             text: str, ids: list[str], length: int, count: int, uncompressed: bool, talks: int, request: gr.Request
@@ -263,7 +264,7 @@ def build(service: Service) -> gr.Blocks:
             if type(talks) is not int:
                 return
             await drop_waiting(
-                page, request.session_hash, answering["id"], lambda given: type(given[-1]) is int and given[-1] < talks
+                page, request.session_hash, answering["id"], lambda given: type(given[5]) is int and given[5] < talks
             )
 
         @told(look_status)
@@ -281,7 +282,7 @@ def build(service: Service) -> gr.Blocks:
             add,
             [files, refused, number],
             [search_status, *own],
-            js=browser.given(3, x0=browser.ARRIVED, x1=browser.REFUSED, x2=browser.REMOVALS),
+            js=browser.given(3, x0=browser.ARRIVED, x1=browser.REFUSED, x2=browser.REMOVALS_BEFORE),
             show_progress_on=search_status,
             trigger_mode="multiple",  # a batch may come while the one before is compressed
             **shared,
@@ -334,7 +335,7 @@ def build(service: Service) -> gr.Blocks:
             trigger_mode="always_last",
             **shared,
         )
-        add_endpoints(service, of_model)
+        add_endpoints(page, service, of_model)
         page.load(None, js=browser.PAGE)
 
         def leave(request: gr.Request) -> None:

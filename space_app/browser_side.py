@@ -26,9 +26,9 @@ CSS = """
   overflow-wrap: anywhere; }
 .f2b-alert { border-left-color: #c62828; }
 .f2b-heard { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-.block:has(> .wrap.hide):has(> .html-container > .prose:empty, > .html-container > .prose > .f2b-heard) { height: 0;
-  margin-top: calc(-1 * var(--layout-gap)) !important; }
-.block > .html-container:has(> .prose:empty, > .prose > .f2b-heard) { padding: 0; }
+.block:has(> .wrap.hide):has(> .html-container > .prose:empty, > .html-container > .prose > p:only-child:empty,
+  > .html-container > .prose > .f2b-heard) { height: 0; margin-top: calc(-1 * var(--layout-gap)) !important; }
+.block > .html-container:has(> .prose:empty, > .prose > p:only-child:empty, > .prose > .f2b-heard) { padding: 0; }
 .dark { --color-accent: var(--primary-400); }
 .f2b-missing { display: grid; place-content: center; aspect-ratio: 1; text-align: center; font-size: 12px;
   border: 1px dashed var(--border-color-primary); }
@@ -69,17 +69,27 @@ KEEP_TICKS = "watch('value', () => window.f2b.tick())"
 # taken and large ones cost nobody any time.
 _PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED, MOST_WAITING) => {
   const none = () => ({ count: 0, large: [], query: false });
-  const f2b = (window.f2b = { conversation: 0, removals: 0, arrived: [], adding: 0, held: [], sent: 0, refused: none(),
-    ticked: new Set(), asked: new Set() });
+  const f2b = (window.f2b = { conversation: 0, removals: 0, arrived: [], adding: 0, held: [], sent: 0, before: 0,
+    refused: none(), ticked: new Set(), asked: new Set() });
   f2b.refusals = () => { const found = f2b.refused; f2b.refused = none(); return found; };
   f2b.arrive = (files) => {
-    f2b.arrived.push(files);
+    f2b.arrived.push({ files, removals: f2b.before });
     f2b.adding += 1;
     setTimeout(() => { f2b.sent = 0; }, 100);
     return null;
   };
   f2b.added = () => { f2b.adding -= 1; return []; };
-  f2b.remove = () => { f2b.held = []; return ++f2b.removals; };
+  f2b.next = () => {
+    f2b.batch = f2b.arrived.shift() ?? { files: null, removals: f2b.removals };
+    return f2b.batch.files;
+  };
+  f2b.remove = () => { f2b.held = []; tell(); return ++f2b.removals; };
+  const tell = () => {
+    const number = f2b.held.length;
+    const words = `${number} more ${number > 1 ? 'batches' : 'batch'} of pictures will be sent when others are done.`;
+    const place = document.querySelector('#f2b-held p');
+    if (place) place.textContent = number ? words : '';
+  };
   const isQuery = (input) => !input.closest('#f2b-upload');
   const put = (input, files) => {
     const transfer = new DataTransfer();
@@ -107,25 +117,31 @@ _PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED, MOST_WAITING) => {
       if (!good.length) { event.stopImmediatePropagation(); return; }
     }
     if (isQuery(input)) return;
-    if (!isBusy()) { f2b.sent = Date.now(); return; }
+    if (!isBusy()) { f2b.sent = Date.now(); f2b.before = f2b.removals; return; }
     event.stopImmediatePropagation();
     add([...input.files]);
     input.value = '';
   }, true);
   let waits;
+  const widget = () => document.querySelector('#f2b-upload input[type=file]');  // none while it uploads
   const give = () => {
     clearTimeout(waits);
+    tell();
     if (!f2b.held.length) return;
-    const input = document.querySelector('#f2b-upload input[type=file]');
+    const input = widget();
     if (!input || isBusy()) { waits = setTimeout(give, 100); return; }
     put(input, f2b.held.shift());
     input.dispatchEvent(new Event('change', { bubbles: true }));
     give();
   };
   const add = (files) => { f2b.held.push(files); give(); };
+  document.addEventListener('dragover', (event) => {  // else there is no drop: the browser would open the file
+    if (event.target.closest?.('#f2b-upload') && !widget()) event.preventDefault();
+  }, true);
   document.addEventListener('drop', (event) => {
     const files = [...(event.dataTransfer?.files ?? [])];
-    if (!event.target.closest?.('#f2b-upload') || !(isBad(files) || isBusy())) return;
+    if (!files.length || !event.target.closest?.('#f2b-upload')) return;
+    if (!isBad(files) && !isBusy() && widget()) { f2b.before = f2b.removals; return; }
     event.preventDefault();
     event.stopImmediatePropagation();
     event.target.dispatchEvent(new DragEvent('dragleave', { bubbles: true }));
@@ -171,9 +187,9 @@ _PAGE = """(MOST_BYTES, MOST_FILES, MOST_ASKED, MOST_WAITING) => {
 PAGE = f"() => ({_PAGE})({MAX_FILE_BYTES}, {MAX_FILES}, {MAX_ASKED}, {MAX_WAITING_OF_ONE})"
 REFUSED = "window.f2b.refusals()"
 KEEP_ARRIVED = "(files) => window.f2b.arrive(files)"
-ARRIVED = "window.f2b.arrived.shift() ?? null"
+ARRIVED = "window.f2b.next()"
+REMOVALS_BEFORE = "window.f2b.batch.removals"  # of what `ARRIVED` gave
 ADDED = "() => window.f2b.added()"
-REMOVALS = "window.f2b.removals"
 REMOVE = "window.f2b.remove()"
 FOCUS_UPLOAD = "() => { document.querySelector('#f2b-upload button')?.focus(); return []; }"
 ASK = "window.f2b.ask(x0)"

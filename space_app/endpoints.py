@@ -12,12 +12,12 @@ from .comparison import Answer
 from .inputs import sent
 from .service import Service
 from .uploads import VisitorError, arrived
-from .waiting import in_turn
+from .waiting import asked_at, in_turn
 
 logger = logging.getLogger(__name__)
 
 
-def add_endpoints(service: Service, shared: dict[str, Any]) -> None:
+def add_endpoints(page: gr.Blocks, service: Service, shared: dict[str, Any]) -> None:
     """Add the endpoints to the page that is being built; `shared` are options of all events that need the model."""
 
     def compress(picture: str, num_summary_tokens: int, request: gr.Request) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def add_endpoints(service: Service, shared: dict[str, Any]) -> None:
         )
         return [{"id": hit.picture.id, "title": hit.picture.title, "score": hit.score} for hit in found]
 
-    @in_turn(lambda inputs, earlier: inputs[-1] is not True)  # unless it begins a conversation
+    @in_turn(lambda inputs, earlier: inputs[5] is not True)  # unless it begins a conversation
     def ask(
         question: str,
         pictures: list[str],
@@ -69,6 +69,7 @@ def add_endpoints(service: Service, shared: dict[str, Any]) -> None:
             find=find,
             uncompressed=uncompressed,
             fresh=fresh,
+            asked_at=asked_at(page),
         ):
             pass
         other = exchange.uncompressed

@@ -238,6 +238,7 @@ class Service:
         uncompressed: bool = True,
         number: int = 0,
         fresh: bool = False,
+        asked_at: float | None = None,
     ) -> Iterator[Exchange]:
         """Answer from summaries, then uncompressed, as a stream; a question about the same pictures is a follow-up.
 
@@ -247,6 +248,8 @@ class Service:
                 with these as long as `find` stays the same.
             number: of the conversation that the question belongs to, see `new_conversation`.
             fresh: whether it begins a new conversation, once it can be answered.
+            asked_at: when it was asked, by `time.monotonic`, where it may have waited: one that was asked before a
+                fresh one that has begun meanwhile is not answered.
 
         Raises:
             VisitorError: for an empty question, no picture, too many, one that is not here, or pictures together with
@@ -270,7 +273,9 @@ class Service:
         with self.visitors.visit(session) as visitor:
             if fresh:
                 self._find(visitor, ids)  # what cannot be answered ends no conversation
-                visitor.begin_conversation()
+                visitor.begin_conversation(asked_at=asked_at)
+            elif asked_at is not None and asked_at < visitor.begun:
+                raise ConversationEndedError
             with visitor.answering(number, asked) as stop:
                 talk = visitor.conversation
                 if find:

@@ -135,6 +135,7 @@ class Visitor:
     removals: int = 0  # so often all pictures were removed
     lock: threading.Lock = field(default_factory=threading.Lock)
     number: int = 0  # of the conversation, as the page counts them
+    begun: float = 0.0  # when the fresh question was asked that began it, by `time.monotonic`
     searches: int = 0  # so many have begun
     running: list[Answering] = field(default_factory=list)  # in the order in which they came
 
@@ -178,17 +179,19 @@ class Visitor:
         for one in self.running:
             one.stop.set()
 
-    def begin_conversation(self, number: int = 0) -> None:
+    def begin_conversation(self, number: int = 0, asked_at: float | None = None) -> None:
         """Forget what was said, and let the answers end that are being made.
 
         Args:
             number: of the new conversation; one that has begun already goes on. 0 where it has none.
+            asked_at: when the question was asked that begins it, where that is known.
         """
         with self.lock:
             if 0 < number <= self.number:
                 return
             self.conversation = Conversation()
             self.number = max(self.number, number)
+            self.begun = max(self.begun, asked_at or 0)
             self._stop_answers()
 
     @property

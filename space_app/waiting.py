@@ -1,66 +1,18 @@
-"""What waits in Gradio's queue: how much of one visitor, and what is no longer wanted."""
+"""What waits in Gradio's queue: how much of one visitor, in which order, and what is no longer wanted."""
 
 from collections.abc import Callable
 from typing import Any
 
 from fastapi import HTTPException
+from gradio.context import LocalContext
 from gradio.server_messages import ProcessCompletedMessage
 
 MAX_WAITING_OF_ONE = 4  # requests of one kind, of a session
-
-
-def in_turn(follows: Callable[[list[Any], list[Any]], bool]) -> Callable[[Callable], Callable]:
-    """Mark a handler of which one event of a session may need another to end first, see `keep_turns`.
-
-    Args:
-        follows: whether one does, from its inputs and those of the other.
-    """
-
-    def mark(handler: Callable) -> Callable:
-        handler.follows = follows
-        return handler
-
-    return mark
-
-
-def keep_turns(page: Any) -> None:
-    """Leave in the queue what follows an event that is being served, so that it takes no place from other sessions.
-
-    One that repeats the event before it is served: its handler knows what to do with it.
-    """
-    queue, get_events = page._queue, page._queue.get_events
-
-    def get_events_in_turn() -> Any:
-        before = [event for job in queue.active_jobs for event in job or ()]
-        left = {}
-        for name, waits in queue.event_queue_per_concurrency_id.items():
-            left[name], waits.queue = waits.queue, []
-            for event in left[name]:
-                if not _must_wait(event, [one for one in before if _is_alike(event, one)]):
-                    waits.queue.append(event)
-                before.append(event)
-        found = get_events()
-        taken = found[0] if found else []
-        for name, events in left.items():
-            queue.event_queue_per_concurrency_id[name].queue = [event for event in events if event not in taken]
-        return found
-
-    queue.get_events = get_events_in_turn
-
-
-def _is_alike(event: Any, other: Any) -> bool:
-    return (event.session_hash, event.fn._id) == (other.session_hash, other.fn._id)
-
-
-def _must_wait(event: Any, before: list[Any]) -> bool:
-    follows = getattr(event.fn.fn, "follows", None)
-    if follows is None or not before or event.data.data == before[-1].data.data:
-        return False
-    return any(follows(event.data.data, one.data.data) for one in before)
+MAX_WAITING_IN_ALL = 8  # of all kinds, of a session
 
 
 def bound_waiting(page: Any, concurrency_id: str) -> None:
-    """Refuse what a session asks for while so much of its kind waits, so that one visitor leaves room for others.
+    """Refuse what a session asks for while so much of it waits already, so that one visitor leaves room for others.
 
     Args:
         concurrency_id: of the events that count.
@@ -71,14 +23,93 @@ def bound_waiting(page: Any, concurrency_id: str) -> None:
         waits = queue.event_queue_per_concurrency_id.get(concurrency_id)
         counts = body.fn_index in page.fns and page.fns[body.fn_index].concurrency_id == concurrency_id
         if waits is not None and counts:
-            asked = (body.session_hash, body.fn_index)
-            waiting = sum((event.session_hash, event.fn._id) == asked for event in waits.queue)
-            if waiting >= MAX_WAITING_OF_ONE:
-                words = f"{waiting} of your requests of this kind wait already. Wait until one of them is served."
-                raise HTTPException(429, words)
+            waiting = [event.fn._id for event in waits.queue if event.session_hash == body.session_hash]
+            alike = waiting.count(body.fn_index)
+            if alike >= MAX_WAITING_OF_ONE or len(waiting) >= MAX_WAITING_IN_ALL:
+                words = f"{alike} of your requests of this kind wait already, and {len(waiting)} in all. Wait until "
+                raise HTTPException(429, words + "one of them is served.")
         return await push(body, request, username)
 
     queue.push = push_bounded
+
+
+def in_turn(
+    follows: Callable[[list[Any], list[Any]], bool], drops_repeats: bool = False
+) -> Callable[[Callable], Callable]:
+    """Mark a handler of which one event of a session may need an earlier one to end first, see `keep_turns`.
+
+    Args:
+        follows: whether one does, from its inputs and those of the earlier one.
+        drops_repeats: whether an event with the inputs of the one before it, which waits or is served, is left out.
+    """
+
+    def mark(handler: Callable) -> Callable:
+        handler.follows, handler.drops_repeats = follows, drops_repeats
+        return handler
+
+    return mark
+
+
+def keep_turns(page: Any) -> None:
+    """Leave in the queue what follows an earlier event until that has ended; it takes no place from other sessions."""
+    queue, push, get_events = page._queue, page._queue.push, page._queue.get_events
+    awaited: dict[str, set[str]] = {}  # the ids of the events that one which is kept back follows
+
+    async def push_in_turn(body: Any, request: Any, username: str | None) -> Any:
+        function = page.fns.get(body.fn_index)
+        follows = getattr(function and function.fn, "follows", None)
+        if follows is None:
+            return await push(body, request, username)
+        if len(body.data) != len(function.inputs):
+            raise HTTPException(400, f"{len(function.inputs)} inputs are needed, got {len(body.data)}.")
+        done, name, told = await push(body, request, username)
+        if done:
+            earlier = _earlier(queue, name)
+            if function.fn.drops_repeats and earlier and earlier[-1].data.data == body.data:
+                await _end(queue, name)
+            elif before := {event._id for event in earlier if follows(body.data, event.data.data)}:
+                awaited[name] = before
+        return done, name, told
+
+    def get_events_in_turn() -> Any:
+        here = queue.event_ids_to_events
+        for name in list(awaited):
+            awaited[name].intersection_update(here)
+            if name not in here or not awaited[name]:
+                del awaited[name]
+        if not awaited:
+            return get_events()
+        found, all_events = None, {name: waits.queue for name, waits in queue.event_queue_per_concurrency_id.items()}
+        try:
+            for name, events in all_events.items():
+                ready = [event for event in events if event._id not in awaited]
+                queue.event_queue_per_concurrency_id[name].queue = ready
+            found = get_events()
+        finally:
+            taken = found[0] if found else []
+            for name, events in all_events.items():
+                queue.event_queue_per_concurrency_id[name].queue = [event for event in events if event not in taken]
+        return found
+
+    queue.push, queue.get_events = push_in_turn, get_events_in_turn
+
+
+def _earlier(queue: Any, name: str) -> list[Any]:
+    """The events of the same session and function that came before one and have not ended, in their order."""
+    this = queue.event_ids_to_events[name]
+    found = []
+    for event in queue.event_ids_to_events.values():
+        if event is this:
+            break
+        if (event.session_hash, event.fn._id) == (this.session_hash, this.fn._id):
+            found.append(event)
+    return found
+
+
+def asked_at(page: Any) -> float | None:
+    """When what a handler serves just now came into the queue, by `time.monotonic`; None outside of one."""
+    event = page._queue.event_ids_to_events.get(LocalContext.event_id.get(None))
+    return None if event is None else event.enqueue_time
 
 
 async def drop_waiting(page: Any, session: str, function: int, unwanted: Callable[[list[Any]], bool]) -> None:
@@ -93,8 +124,14 @@ async def drop_waiting(page: Any, session: str, function: int, unwanted: Callabl
     for name, event in list(queue.event_ids_to_events.items()):
         if event.session_hash != session or event.fn._id != function or not unwanted(event.data.data):
             continue
-        if event in queue.event_queue_per_concurrency_id[event.concurrency_id].queue:  # and is not served yet
-            await queue.remove_from_queue(name)
-            messages = queue.pending_messages_per_session.get(session)
-            if messages is not None:
-                messages.put_nowait(ProcessCompletedMessage(output={}, success=True, event_id=name))
+        await _end(queue, name)
+
+
+async def _end(queue: Any, name: str) -> None:
+    """Take an event out of the queue, unless it is served already, and end it for its page."""
+    event = queue.event_ids_to_events[name]
+    if event in queue.event_queue_per_concurrency_id[event.concurrency_id].queue:
+        await queue.remove_from_queue(name)
+        messages = queue.pending_messages_per_session.get(event.session_hash)
+        if messages is not None:
+            messages.put_nowait(ProcessCompletedMessage(output={}, success=True, event_id=name))

@@ -407,6 +407,17 @@ def test_question_that_overtakes_the_new_conversation_it_belongs_to_is_its_first
     assert first.earlier == () and [turn.question for turn in second.earlier] == ["What is it?"]
 
 
+def test_question_that_was_asked_before_a_fresh_one_and_comes_after_it_is_not_answered(service, visitor):
+    def asked(at, **options):
+        options = {"asked_at": at, "uncompressed": False, **options}
+        return last(service.ask(visitor, "What is it?", ["gallery-43"], 4, **options))
+
+    asked(3.0, fresh=True)
+    with pytest.raises(ConversationEndedError):
+        asked(2.0)
+    assert len(asked(4.0).earlier) == 1
+
+
 def test_answer_that_may_not_be_longer_is_marked_as_cut(service, visitor):
     done = last(service.ask(visitor, "Describe the picture.", ["gallery-43"], 8))
     short = last(service.ask(visitor, "How many carrots are in the picture?", ["gallery-43"], 8))

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import threading
 
 import pytest
 
@@ -66,3 +67,17 @@ def open_page(browser, space):
     for context in contexts:
         context.close()
     assert wrong == []
+
+
+@pytest.fixture
+def wait_to_compress(service, monkeypatch):
+    """Pictures wait to be compressed until this is set."""
+    compress, go = service.compress, threading.Event()
+
+    def waits(images):
+        assert go.wait(60)
+        return compress(images)
+
+    monkeypatch.setattr(service, "compress", waits)
+    yield go
+    go.set()

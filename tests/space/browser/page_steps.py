@@ -90,3 +90,14 @@ def settle(page, space):
         page.evaluate(pause)
         until(is_quiet, "nothing is served or waits")
     page.evaluate(pause)
+
+
+def joins(page):
+    """A list that grows with each request of the page that is in the queue, or refused there."""
+    found = []
+    page.on("response", lambda answer: "/queue/join" in answer.url and found.append(answer.status))
+    return found
+
+
+def until_joined(page, found, count):
+    until(lambda: page.wait_for_timeout(20) or len(found) == count, f"{count} requests are in the queue")

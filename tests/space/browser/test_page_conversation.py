@@ -6,10 +6,9 @@ import pytest
 import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from page_steps import ASKED, add, answers, ask, own_file, search, settle, tab, toasts, until
+from page_steps import ASKED, add, answers, ask, joins, own_file, search, settle, tab, until, until_joined
 
 from fwd2bot.pipelines.embedded import gallery
-from fwd2bot.space_app import waiting
 
 DESCRIBE = "Describe the picture."
 TURNS = "document.querySelectorAll('#f2b-talk .f2b-turn').length"
@@ -174,10 +173,9 @@ def test_question_that_is_sent_twice_is_answered_once(open_page, space, held):
     page.check("#f2b-ask-pick input[value=gallery-43]")
     page.get_by_label("Question about the pictures").fill(ASKED)
     held.words = 1
-    joined = []
-    page.on("response", lambda response: "/queue/join" in response.url and joined.append(response.status))
+    joined = joins(page)
     page.dblclick("#f2b-ask")
-    until(lambda: page.wait_for_timeout(20) or len(joined) == 2, "both are in the queue")
+    until_joined(page, joined, 2)
     until(lambda: len(space.page._queue.event_ids_to_events) == 1, "the second one has ended")
     held.go()
     assert answers(page) == ["3", "3"]
@@ -186,28 +184,50 @@ def test_question_that_is_sent_twice_is_answered_once(open_page, space, held):
     assert page.get_by_label("Question about the pictures").input_value() == ""
 
 
+def test_question_that_is_sent_twice_and_waits_is_answered_once(open_page, space, wait_to_compress):
+    page, client = open_page(), Client(space.url, verbose=False)
+    jobs = [client.submit(handle_file(str(gallery()[one].path)), 1, api_name="/compress") for one in (1, 2)]
+    until(lambda: len(space.page._queue.event_ids_to_events) == 2, "both places are taken")
+    tab(page, "Ask")
+    page.check("#f2b-ask-pick input[value=gallery-43]")
+    page.get_by_label("Question about the pictures").fill(ASKED)
+    joined = joins(page)
+    page.dblclick("#f2b-ask")
+    until_joined(page, joined, 2)
+    wait_to_compress.set()
+    assert answers(page) == ["3", "3"]
+    settle(page, space)
+    assert page.locator("#f2b-talk .f2b-question").all_inner_texts() == [ASKED]
+    for job in jobs:
+        job.result(timeout=60)
+    client.close()
+
+
 def test_question_that_waits_for_the_one_before_it_takes_no_place_from_others(open_page, space, held):
     page, other = open_page(), open_page()
     tab(page, "Ask")
     ask(page, DESCRIBE, "gallery-43")
     page.wait_for_selector("#f2b-talk .f2b-turn")
-    ask(page, ASKED)
-    until(lambda: len(space.page._queue.event_ids_to_events) == 2, "the second question waits")
+    page.get_by_label("Question about the pictures").fill(ASKED)
+    joined = joins(page)
+    page.dblclick("#f2b-ask")
+    until_joined(page, joined, 2)
     tab(other, "Ask")
     ask(other, ASKED, "gallery-43")
     assert answers(other) == ["3", "3"]  # of two places one is taken
     assert page.locator("#f2b-talk .f2b-turn").count() == 1
     held.go()
     page.wait_for_function(f"{TURNS} == 2")
+    settle(page, space)
     assert page.locator("#f2b-talk .f2b-question").all_inner_texts() == [DESCRIBE, ASKED]
 
 
 def test_question_of_a_program_that_waits_for_the_one_before_it_takes_no_place_from_others(space, held):
     client, other = (Client(space.url, verbose=False) for _ in range(2))
-    asked = [
-        client.submit(question, ["gallery-43"], 0, 8, False, False, api_name="/ask") for question in (DESCRIBE, ASKED)
-    ]
-    until(lambda: held.tokens and len(space.page._queue.event_ids_to_events) == 2, "the second question waits")
+    asked = [client.submit(DESCRIBE, ["gallery-43"], 0, 8, False, False, api_name="/ask")]
+    until(lambda: held.tokens, "the first answer is being made")
+    asked.append(client.submit(ASKED, ["gallery-43"], 0, 8, False, False, api_name="/ask"))
+    until(lambda: len(space.page._queue.event_ids_to_events) == 2, "the second question waits")
     said = other.submit(ASKED, ["gallery-43"], 0, 8, False, False, api_name="/ask").result(timeout=60)
     assert said["answer"] == "3" and not any(job.done() for job in asked)
     held.go()
@@ -265,7 +285,7 @@ def test_visitor_of_whom_four_questions_wait_is_told_and_others_are_served(open_
         ask(page, f"{ASKED} {number}")
         until(lambda number=number: len(space.page._queue.event_ids_to_events) == number + 2, "it is in the queue")
     ask(page, ASKED)
-    page.get_by_text("4 of your requests of this kind wait already. Wait until one of them is served.").wait_for()
+    page.get_by_text("4 of your requests of this kind wait already, and 4 in all.").wait_for()
     assert page.get_by_label("Question about the pictures").input_value() == ASKED
     tab(page, "Search")
     assert search(page, "two snowmen on a blue field")[0] == "1. Picture 47"
@@ -275,67 +295,6 @@ def test_visitor_of_whom_four_questions_wait_is_told_and_others_are_served(open_
     held.go()
     tab(page, "Ask")
     page.wait_for_function(f"{TURNS} == 5")
-
-
-@pytest.fixture
-def wait_to_compress(service, monkeypatch):
-    """Pictures wait to be compressed until this is set."""
-    compress, go = service.compress, threading.Event()
-
-    def waits(images):
-        assert go.wait(60)
-        return compress(images)
-
-    monkeypatch.setattr(service, "compress", waits)
-    yield go
-    go.set()
-
-
-def bring(page, numbers):
-    for number in numbers:
-        page.set_input_files("#f2b-upload input[type=file]", own_file(number, f"{number}.png"))
-        page.wait_for_timeout(300)
-
-
-def test_pictures_that_come_while_others_wait_are_kept_back_and_none_is_lost(open_page, space, wait_to_compress):
-    page = open_page()
-    bring(page, range(7))
-    until(lambda: len(space.page._queue.event_ids_to_events) == 4, "as many as may wait are with the server")
-    assert page.evaluate("window.f2b.held.length") == 3
-    wait_to_compress.set()
-    page.wait_for_function("document.querySelectorAll('#f2b-own li').length == 7")
-    assert sorted(page.locator("#f2b-own li").all_inner_texts()) == [f"{number}.png" for number in range(7)]
-    assert toasts(page) == [] and page.evaluate("[window.f2b.adding, window.f2b.held.length]") == [0, 0]
-
-
-def test_pictures_that_wait_do_not_come_back_after_all_were_removed(open_page, space, service, wait_to_compress):
-    page = open_page()
-    wait_to_compress.set()
-    add(page, own_file(43, "first.png"))
-    page.wait_for_selector("#f2b-own img")
-    wait_to_compress.clear()
-    bring(page, range(6))  # two are served, two wait, two are kept back
-    until(lambda: len(space.page._queue.event_ids_to_events) == 4, "as many as may wait are with the server")
-    page.click("#f2b-remove")
-    page.wait_for_selector("#f2b-own img", state="detached")
-    wait_to_compress.set()
-    page.get_by_text("Your pictures were removed while others were added.").first.wait_for()
-    settle(page, space)
-    assert page.locator("#f2b-own li").count() == 0
-    page.set_input_files("#f2b-upload input[type=file]", own_file(7, "after.png"))
-    page.wait_for_selector("#f2b-own img")
-    assert page.locator("#f2b-own li").all_inner_texts() == ["after.png"]
-
-
-def test_page_goes_on_after_pictures_that_the_queue_has_refused(open_page, monkeypatch):
-    page = open_page()
-    with monkeypatch.context() as patch:
-        patch.setattr(waiting, "MAX_WAITING_OF_ONE", 0)
-        bring(page, range(5))
-        page.get_by_text("0 of your requests of this kind wait already").first.wait_for()
-        page.wait_for_function("window.f2b.adding == 0 && !window.f2b.held.length")
-    add(page, own_file(43, "mine.png"))
-    page.wait_for_selector("#f2b-own img")
 
 
 def test_program_of_which_four_calls_wait_is_refused_the_next(space, service, monkeypatch):
@@ -358,12 +317,15 @@ def test_program_of_which_four_calls_wait_is_refused_the_next(space, service, mo
     client.close()
 
 
-def test_fresh_question_of_a_program_ends_the_one_that_is_answered(space, held):
+def test_fresh_question_of_a_program_ends_the_one_that_is_answered_and_the_one_that_waits(space, held):
     client = Client(space.url, verbose=False)
     first = client.submit(DESCRIBE, ["gallery-43"], 0, 8, False, api_name="/ask")
     until(lambda: held.tokens, "the first answer is being made")
+    second = client.submit("Is there a dog?", ["gallery-43"], 0, 8, False, api_name="/ask")
+    until(lambda: len(space.page._queue.event_ids_to_events) == 2, "the second question waits")
     said = client.predict(ASKED, ["gallery-43"], 0, 8, False, True, api_name="/ask")
     assert said["answer"] == "3"
-    with pytest.raises(AppError, match="A new conversation was begun before this answer was complete"):
-        first.result(timeout=30)
+    for before in (first, second):
+        with pytest.raises(AppError, match="A new conversation was begun before this answer was complete"):
+            before.result(timeout=30)
     client.close()

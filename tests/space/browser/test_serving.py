@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -223,3 +224,26 @@ def test_command_without_a_model_says_what_to_do_and_that_the_page_says_only_tha
     assert "There is no folder '/no/such/folder'" in told
     assert "The Space is served all the same, and says this and nothing else." in told
     assert "Traceback" not in "".join(lines)
+
+
+def test_requests_without_their_inputs_are_refused_and_the_queue_goes_on(space, service, monkeypatch):
+    compress, begun, go = service._compress_texts, threading.Event(), threading.Event()
+
+    def waits(texts):
+        begun.set()
+        assert go.wait(60)
+        return compress(texts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "_compress_texts", waits)
+        inputs = ["What is it?", [], 1, 8, False, False]
+        event = call(space, "ask", *inputs, session_hash="one")
+        assert begun.wait(20)
+        for given in ([], inputs[:5], [*inputs, 1]):
+            with pytest.raises(HTTPError, match="400"):
+                call(space, "ask", *given, session_hash="one")
+        go.set()
+        assert "event: complete" in result(space, "ask", event)
+    client = Client(space.url, verbose=False)
+    assert len(client.predict("a dog", 8, 1, api_name="/search")) == 1
+    client.close()
