@@ -20,6 +20,8 @@ def bound_waiting(page: Any, concurrency_id: str) -> None:
     queue, push = page._queue, page._queue.push
 
     async def push_bounded(body: Any, request: Any, username: str | None) -> Any:
+        if body.session_hash == "":  # which Gradio takes for none in one place and for a session in others
+            raise HTTPException(400, "session_hash is empty. Give one, or leave it out.")
         waits = queue.event_queue_per_concurrency_id.get(concurrency_id)
         counts = body.fn_index in page.fns and page.fns[body.fn_index].concurrency_id == concurrency_id
         if waits is not None and counts:
@@ -31,6 +33,20 @@ def bound_waiting(page: Any, concurrency_id: str) -> None:
         return await push(body, request, username)
 
     queue.push = push_bounded
+
+
+def keep_going(page: Any) -> None:
+    """Let go what is said to a session that the queue has forgotten; with Gradio's own error it would end for all.
+
+    It forgets the oldest one when there are too many, also where that one waits.
+    """
+    queue, send = page._queue, page._queue.send_message
+
+    def send_if_known(event: Any, message: Any) -> None:
+        if event.session_hash in queue.pending_messages_per_session:
+            send(event, message)
+
+    queue.send_message = send_if_known
 
 
 def in_turn(
@@ -72,13 +88,13 @@ def keep_turns(page: Any) -> None:
         return done, name, told
 
     def get_events_in_turn() -> Any:
-        here = queue.event_ids_to_events
+        if not awaited:
+            return get_events()
+        here = _not_ended(queue)
         for name in list(awaited):
             awaited[name].intersection_update(here)
             if name not in here or not awaited[name]:
                 del awaited[name]
-        if not awaited:
-            return get_events()
         found, all_events = None, {name: waits.queue for name, waits in queue.event_queue_per_concurrency_id.items()}
         try:
             for name, events in all_events.items():
@@ -96,14 +112,20 @@ def keep_turns(page: Any) -> None:
 
 def _earlier(queue: Any, name: str) -> list[Any]:
     """The events of the same session and function that came before one and have not ended, in their order."""
-    this = queue.event_ids_to_events[name]
+    this, here = queue.event_ids_to_events[name], _not_ended(queue)
     found = []
     for event in queue.event_ids_to_events.values():
         if event is this:
             break
-        if (event.session_hash, event.fn._id) == (this.session_hash, this.fn._id):
+        if (event.session_hash, event.fn._id) == (this.session_hash, this.fn._id) and event._id in here:
             found.append(event)
     return found
+
+
+def _not_ended(queue: Any) -> set[str]:
+    """The ids of the events that wait or are served; Gradio's own list keeps one that is cancelled twice for ever."""
+    waiting = [waits.queue for waits in queue.event_queue_per_concurrency_id.values()]
+    return {event._id for events in [*waiting, *queue.active_jobs] for event in events or ()}
 
 
 def asked_at(page: Any) -> float | None:
