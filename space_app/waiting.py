@@ -1,5 +1,6 @@
 """What waits in Gradio's queue: how much of one visitor, in which order, and what is no longer wanted."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from gradio.server_messages import ProcessCompletedMessage
 
 MAX_WAITING_OF_ONE = 4  # requests of one kind, of a session
 MAX_WAITING_IN_ALL = 8  # of all kinds, of a session
+SESSION = re.compile("[A-Za-z0-9_-]{1,64}")  # as the page and `gradio_client` make them
 
 
 def bound_waiting(page: Any, concurrency_id: str) -> None:
@@ -20,8 +22,10 @@ def bound_waiting(page: Any, concurrency_id: str) -> None:
     queue, push = page._queue, page._queue.push
 
     async def push_bounded(body: Any, request: Any, username: str | None) -> Any:
-        if body.session_hash == "":  # which Gradio takes for none in one place and for a session in others
-            raise HTTPException(400, "session_hash is empty. Give one, or leave it out.")
+        # Gradio takes an empty one for none in one place and for a session in others, and splits names that have it.
+        if body.session_hash is not None and not SESSION.fullmatch(body.session_hash):
+            words = f"session_hash must be 1 to 64 letters, digits, - or _, not {body.session_hash[:64]!a}."
+            raise HTTPException(400, f"{words} Give such a one, or none.")
         waits = queue.event_queue_per_concurrency_id.get(concurrency_id)
         counts = body.fn_index in page.fns and page.fns[body.fn_index].concurrency_id == concurrency_id
         if waits is not None and counts:
@@ -36,17 +40,23 @@ def bound_waiting(page: Any, concurrency_id: str) -> None:
 
 
 def keep_going(page: Any) -> None:
-    """Let go what is said to a session that the queue has forgotten; with Gradio's own error it would end for all.
+    """Let go what is said to a session that the queue has forgotten, and what it keeps of events that have ended.
 
-    It forgets the oldest one when there are too many, also where that one waits.
+    Gradio's queue would end for all with its own error when it has forgotten a session of which something waits, as it
+    does with the oldest one of too many; and it would keep for ever an event that is cancelled twice.
     """
-    queue, send = page._queue, page._queue.send_message
+    queue, send, push = page._queue, page._queue.send_message, page._queue.push
 
     def send_if_known(event: Any, message: Any) -> None:
         if event.session_hash in queue.pending_messages_per_session:
             send(event, message)
 
-    queue.send_message = send_if_known
+    async def push_to_clean(body: Any, request: Any, username: str | None) -> Any:
+        for name in set(queue.event_ids_to_events) - _not_ended(queue):
+            del queue.event_ids_to_events[name]
+        return await push(body, request, username)
+
+    queue.send_message, queue.push = send_if_known, push_to_clean
 
 
 def in_turn(
