@@ -274,9 +274,7 @@ class Service:
             if fresh:
                 self._find(visitor, ids)  # what cannot be answered ends no conversation
                 visitor.begin_conversation(asked_at=asked_at)
-            elif asked_at is not None and asked_at < visitor.begun:
-                raise ConversationEndedError
-            with visitor.answering(number, asked) as stop:
+            with visitor.answering(number, asked, asked_at) as stop:
                 talk = visitor.conversation
                 if find:
                     goes_on = talk.turns and talk.found == find

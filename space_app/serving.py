@@ -19,7 +19,7 @@ from .options import SpaceOptions, load_service
 from .service import Service
 from .sweeping import Sweeper
 from .uploads import MAX_FILE_BYTES, MAX_FILES
-from .waiting import bound_waiting, keep_turns
+from .waiting import bound_waiting, keep_going, keep_turns
 
 HEARTBEAT_SECONDS = 5  # after which a closed page is noticed
 MAX_WAITING = 100  # in the queue; more are told to come back
@@ -62,6 +62,7 @@ class RunningSpace:
         self.service, arrivals = service, Arrivals()
         self.page = build_failed(reason) if service is None else build(service)
         self.page.queue(default_concurrency_limit=4, max_size=MAX_WAITING, api_open=False)
+        keep_going(self.page)
         bound_waiting(self.page, MODEL)
         keep_turns(self.page)
         _, self.url, _ = self.page.launch(

@@ -140,18 +140,19 @@ class Visitor:
     running: list[Answering] = field(default_factory=list)  # in the order in which they came
 
     @contextmanager
-    def answering(self, number: int, asked: Any) -> Iterator[threading.Event]:
+    def answering(self, number: int, asked: Any, asked_at: float | None = None) -> Iterator[threading.Event]:
         """Yields what is set when the answer made within the block is no longer wanted; waits for those before it.
 
         Raises:
             AskedTwiceError: when the same was asked last, and is not answered yet.
-            ConversationEndedError: when a conversation after that of this `number` has begun, or begins.
+            ConversationEndedError: when a conversation after that of this `number`, or by a fresh question after this
+                one, has begun, or begins.
         """
         this = Answering(asked)
         if number > self.number:  # the question has overtaken what begins its conversation
             self.begin_conversation(number)
         with self.lock:
-            if number < self.number:
+            if number < self.number or (asked_at is not None and asked_at < self.begun):
                 raise ConversationEndedError
             wanted = [one for one in self.running if not one.stop.is_set()]
             if wanted and wanted[-1].asked == asked:
@@ -184,10 +185,11 @@ class Visitor:
 
         Args:
             number: of the new conversation; one that has begun already goes on. 0 where it has none.
-            asked_at: when the question was asked that begins it, where that is known.
+            asked_at: when the question was asked that begins it, where that is known; one that was asked before that
+                of the present one begins none.
         """
         with self.lock:
-            if 0 < number <= self.number:
+            if 0 < number <= self.number or (asked_at is not None and asked_at < self.begun):
                 return
             self.conversation = Conversation()
             self.number = max(self.number, number)

@@ -1,5 +1,6 @@
 """What waits in Gradio's queue: how much of one visitor, in which order, and what is no longer wanted."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from gradio.server_messages import ProcessCompletedMessage
 
 MAX_WAITING_OF_ONE = 4  # requests of one kind, of a session
 MAX_WAITING_IN_ALL = 8  # of all kinds, of a session
+SESSION = re.compile("[A-Za-z0-9_-]{1,64}")  # as the page and `gradio_client` make them
 
 
 def bound_waiting(page: Any, concurrency_id: str) -> None:
@@ -20,6 +22,10 @@ def bound_waiting(page: Any, concurrency_id: str) -> None:
     queue, push = page._queue, page._queue.push
 
     async def push_bounded(body: Any, request: Any, username: str | None) -> Any:
+        # Gradio takes an empty one for none in one place and for a session in others, and splits names that have it.
+        if body.session_hash is not None and not SESSION.fullmatch(body.session_hash):
+            words = f"session_hash must be 1 to 64 letters, digits, - or _, not {body.session_hash[:64]!a}."
+            raise HTTPException(400, f"{words} Give such a one, or none.")
         waits = queue.event_queue_per_concurrency_id.get(concurrency_id)
         counts = body.fn_index in page.fns and page.fns[body.fn_index].concurrency_id == concurrency_id
         if waits is not None and counts:
@@ -31,6 +37,26 @@ def bound_waiting(page: Any, concurrency_id: str) -> None:
         return await push(body, request, username)
 
     queue.push = push_bounded
+
+
+def keep_going(page: Any) -> None:
+    """Let go what is said to a session that the queue has forgotten, and what it keeps of events that have ended.
+
+    Gradio's queue would end for all with its own error when it has forgotten a session of which something waits, as it
+    does with the oldest one of too many; and it would keep for ever an event that is cancelled twice.
+    """
+    queue, send, push = page._queue, page._queue.send_message, page._queue.push
+
+    def send_if_known(event: Any, message: Any) -> None:
+        if event.session_hash in queue.pending_messages_per_session:
+            send(event, message)
+
+    async def push_to_clean(body: Any, request: Any, username: str | None) -> Any:
+        for name in set(queue.event_ids_to_events) - _not_ended(queue):
+            del queue.event_ids_to_events[name]
+        return await push(body, request, username)
+
+    queue.send_message, queue.push = send_if_known, push_to_clean
 
 
 def in_turn(
@@ -72,13 +98,13 @@ def keep_turns(page: Any) -> None:
         return done, name, told
 
     def get_events_in_turn() -> Any:
-        here = queue.event_ids_to_events
+        if not awaited:
+            return get_events()
+        here = _not_ended(queue)
         for name in list(awaited):
             awaited[name].intersection_update(here)
             if name not in here or not awaited[name]:
                 del awaited[name]
-        if not awaited:
-            return get_events()
         found, all_events = None, {name: waits.queue for name, waits in queue.event_queue_per_concurrency_id.items()}
         try:
             for name, events in all_events.items():
@@ -96,14 +122,20 @@ def keep_turns(page: Any) -> None:
 
 def _earlier(queue: Any, name: str) -> list[Any]:
     """The events of the same session and function that came before one and have not ended, in their order."""
-    this = queue.event_ids_to_events[name]
+    this, here = queue.event_ids_to_events[name], _not_ended(queue)
     found = []
     for event in queue.event_ids_to_events.values():
         if event is this:
             break
-        if (event.session_hash, event.fn._id) == (this.session_hash, this.fn._id):
+        if (event.session_hash, event.fn._id) == (this.session_hash, this.fn._id) and event._id in here:
             found.append(event)
     return found
+
+
+def _not_ended(queue: Any) -> set[str]:
+    """The ids of the events that wait or are served; Gradio's own list keeps one that is cancelled twice for ever."""
+    waiting = [waits.queue for waits in queue.event_queue_per_concurrency_id.values()]
+    return {event._id for events in [*waiting, *queue.active_jobs] for event in events or ()}
 
 
 def asked_at(page: Any) -> float | None:

@@ -413,8 +413,9 @@ def test_question_that_was_asked_before_a_fresh_one_and_comes_after_it_is_not_an
         return last(service.ask(visitor, "What is it?", ["gallery-43"], 4, **options))
 
     asked(3.0, fresh=True)
-    with pytest.raises(ConversationEndedError):
-        asked(2.0)
+    for fresh in (False, True):
+        with pytest.raises(ConversationEndedError):
+            asked(2.0, fresh=fresh)
     assert len(asked(4.0).earlier) == 1
 
 

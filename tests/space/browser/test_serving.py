@@ -14,6 +14,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from gradio_client import Client, handle_file
+from page_steps import until
 
 from fwd2bot.pipelines.embedded import gallery
 
@@ -247,3 +248,49 @@ def test_requests_without_their_inputs_are_refused_and_the_queue_goes_on(space, 
     client = Client(space.url, verbose=False)
     assert len(client.predict("a dog", 8, 1, api_name="/search")) == 1
     client.close()
+
+
+def test_sessions_that_the_queue_does_not_know_do_not_stop_it(space, service, monkeypatch):
+    compress, go = service._compress_texts, threading.Event()
+
+    def waits(texts):
+        assert go.wait(60)
+        return compress(texts)
+
+    queue = space.page._queue
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "_compress_texts", waits)
+        patch.setattr(queue.pending_messages_per_session, "max_size", 1)  # the sessions before the last are forgotten
+        for session in ("one", "two", "three", "four", "five"):
+            call(space, "search", "a dog", 8, 1, session_hash=session)
+        for session in ("", "a<gradio-sep>b", 65 * "a"):
+            with pytest.raises(HTTPError, match="400"):
+                call(space, "search", "a dog", 8, 1, session_hash=session)
+        go.set()
+        until(lambda: not queue.event_ids_to_events, "all are served")
+    assert not queue.stopped
+    client = Client(space.url, verbose=False)
+    assert len(client.predict("a dog", 8, 1, api_name="/search")) == 1
+    client.close()
+
+
+def test_question_after_one_that_is_cancelled_twice_is_answered(space, service, monkeypatch):
+    compress, begun, go = service._compress_texts, threading.Event(), threading.Event()
+
+    def waits(texts):
+        begun.set()
+        assert go.wait(60)
+        return compress(texts)
+
+    queue, inputs = space.page._queue, ["What is it?", [], 1, 8, False, False]
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "_compress_texts", waits)
+        first = call(space, "ask", *inputs, session_hash="twice")
+        assert begun.wait(20)
+        left = queue.event_ids_to_events[first]
+        go.set()
+        until(lambda: first not in queue.event_ids_to_events, "it has ended")
+    queue.event_ids_to_events[first] = left  # as a second cancel leaves it, within milliseconds
+    event = call(space, "ask", *inputs, session_hash="twice")
+    until(lambda: event not in queue.event_ids_to_events, "the second one has ended")
+    assert first not in queue.event_ids_to_events
