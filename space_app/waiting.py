@@ -52,7 +52,7 @@ def keep_going(page: Any) -> None:
             send(event, message)
 
     async def push_to_clean(body: Any, request: Any, username: str | None) -> Any:
-        for name in set(queue.event_ids_to_events) - _not_ended(queue):
+        for name in set(queue.event_ids_to_events) - not_ended(queue):
             del queue.event_ids_to_events[name]
         return await push(body, request, username)
 
@@ -100,7 +100,7 @@ def keep_turns(page: Any) -> None:
     def get_events_in_turn() -> Any:
         if not awaited:
             return get_events()
-        here = _not_ended(queue)
+        here = not_ended(queue)
         for name in list(awaited):
             awaited[name].intersection_update(here)
             if name not in here or not awaited[name]:
@@ -122,7 +122,7 @@ def keep_turns(page: Any) -> None:
 
 def _earlier(queue: Any, name: str) -> list[Any]:
     """The events of the same session and function that came before one and have not ended, in their order."""
-    this, here = queue.event_ids_to_events[name], _not_ended(queue)
+    this, here = queue.event_ids_to_events[name], not_ended(queue)
     found = []
     for event in queue.event_ids_to_events.values():
         if event is this:
@@ -132,7 +132,7 @@ def _earlier(queue: Any, name: str) -> list[Any]:
     return found
 
 
-def _not_ended(queue: Any) -> set[str]:
+def not_ended(queue: Any) -> set[str]:
     """The ids of the events that wait or are served; Gradio's own list keeps one that is cancelled twice for ever."""
     waiting = [waits.queue for waits in queue.event_queue_per_concurrency_id.values()]
     return {event._id for events in [*waiting, *queue.active_jobs] for event in events or ()}

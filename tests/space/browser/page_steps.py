@@ -2,8 +2,10 @@
 
 import threading
 import time
+from urllib.parse import parse_qs, urlsplit
 
 from fwd2bot.pipelines.embedded import gallery
+from fwd2bot.space_app.waiting import not_ended
 
 ASKED = "How many carrots are in the picture?"
 QUERY_FILE = "input[type=file]:not(#f2b-upload *)"  # of the button that searches with a picture
@@ -82,14 +84,19 @@ def settle(page, space):
     queue, pause = space.page._queue, "() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)))"
 
     def is_quiet():
-        return not queue.event_ids_to_events and all(
-            messages.empty() for messages in list(queue.pending_messages_per_session.values())
-        )
+        messages = [queue.pending_messages_per_session.get(session) for session in sessions(page)]
+        return not not_ended(queue) and all(one is None or one.empty() for one in messages)
 
     for _ in range(2):  # what came may make the page send something
         page.evaluate(pause)
         until(is_quiet, "nothing is served or waits")
     page.evaluate(pause)
+
+
+def sessions(page):
+    """The ids that Gradio's client in the page gave itself; one for each time that the page was loaded."""
+    queries = [parse_qs(urlsplit(url).query) for url in page.asked]
+    return {session for query in queries for session in query.get("session_hash", ())}
 
 
 def joins(page):
