@@ -59,7 +59,7 @@ def _draft(path: Path) -> Iterator[Path]:
             os.replace(path, older)
         os.replace(draft, path)
     except (OSError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).removesuffix(".")
         raise OSError(f"The export to {path} failed, and nothing was written there: {reason}.") from error
     finally:
         if older.is_dir() and not path.exists():  # it is where it was, whatever went wrong

@@ -2,12 +2,16 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny
 from test_store_interrupted import full_disk
+
+from fwd2bot.pipelines.store import SummaryStore
+from fwd2bot.pipelines.store.table import TABLE
 
 
 def test_parquet_has_id_vector_and_payload(filled, tmp_path):
@@ -69,6 +73,17 @@ def test_export_to_a_full_disk_leaves_nothing_new(filled, tmp_path, format):
         store.export(target, format, overwrite=True)
     assert [path.name for path in place.iterdir()] == ["old"]
     assert (place / "old").read_text() == "precious"
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl", "numpy"])
+def test_export_of_a_damaged_store_says_so_and_leaves_nothing(filled, tmp_path, format):
+    store, _ = filled
+    [file] = Path(store.path, f"{TABLE}.lance", "data").iterdir()
+    file.write_bytes(bytes(file.stat().st_size))
+    before = set(tmp_path.iterdir())
+    with pytest.raises(OSError, match=r"failed, and nothing was written there: .* make the store anew\.$"):
+        SummaryStore.open(store.path).export(tmp_path / "dump", format)
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_export_to_wrong_places_and_formats_is_refused(filled, tmp_path):
