@@ -1,9 +1,12 @@
 """Models spread over devices: parts on the disk or the CPU, backbones with accelerate's hooks, several GPUs."""
 
+import inspect
+
 import pytest
 import tiny
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
+from accelerate.hooks import ModelHook, add_hook_to_module
 from transformers import AutoModelForImageTextToText
 
 from fwd2bot import Fwd2BotForConditionalGeneration
@@ -231,3 +234,12 @@ def test_backbone_on_two_gpus_can_be_wrapped_and_trained(processor, tmp_path):
     assert model.summary_projector.weight.device == torch.device("cuda:1")
     assert model.get_input_embeddings().summary_queries.device == torch.device("cuda:0")
     assert all(value.grad is not None for value in model.mark_trainable().values())
+
+
+def test_signature_of_forward_is_the_same_with_the_hooks_of_accelerate():
+    """`Trainer` keeps the columns that it names, and `generate()` the arguments."""
+    model = tiny.tiny_fwd2bot()
+    names = list(inspect.signature(model.forward).parameters)
+    assert names[0] == "input_ids" and names[-1] == "kwargs"
+    add_hook_to_module(model, ModelHook())
+    assert list(inspect.signature(model.forward).parameters) == names
