@@ -22,10 +22,6 @@ def bound_waiting(page: Any, concurrency_id: str) -> None:
     queue, push = page._queue, page._queue.push
 
     async def push_bounded(body: Any, request: Any, username: str | None) -> Any:
-        # Gradio takes an empty one for none in one place and for a session in others, and splits names that have it.
-        if body.session_hash is not None and not SESSION.fullmatch(body.session_hash):
-            words = f"session_hash must be 1 to 64 letters, digits, - or _, not {body.session_hash[:64]!a}."
-            raise HTTPException(400, f"{words} Give such a one, or none.")
         waits = queue.event_queue_per_concurrency_id.get(concurrency_id)
         counts = body.fn_index in page.fns and page.fns[body.fn_index].concurrency_id == concurrency_id
         if waits is not None and counts:
@@ -40,10 +36,11 @@ def bound_waiting(page: Any, concurrency_id: str) -> None:
 
 
 def keep_going(page: Any) -> None:
-    """Let go what is said to a session that the queue has forgotten, and what it keeps of events that have ended.
+    """Keep the queue from what would end it for all, or fill it for ever.
 
-    Gradio's queue would end for all with its own error when it has forgotten a session of which something waits, as it
-    does with the oldest one of too many; and it would keep for ever an event that is cancelled twice.
+    It ends with its own error when it does not know the session of something that waits: one with an empty name, which
+    is refused here with others that Gradio would split, or the oldest one of too many. And it keeps an event that is
+    cancelled twice.
     """
     queue, send, push = page._queue, page._queue.send_message, page._queue.push
 
@@ -51,12 +48,15 @@ def keep_going(page: Any) -> None:
         if event.session_hash in queue.pending_messages_per_session:
             send(event, message)
 
-    async def push_to_clean(body: Any, request: Any, username: str | None) -> Any:
+    async def push_known(body: Any, request: Any, username: str | None) -> Any:
+        if body.session_hash is not None and not SESSION.fullmatch(body.session_hash):
+            words = f"session_hash must be 1 to 64 letters, digits, - or _, not {body.session_hash[:64]!a}."
+            raise HTTPException(400, f"{words} Give such a one, or none.")
         for name in set(queue.event_ids_to_events) - not_ended(queue):
             del queue.event_ids_to_events[name]
         return await push(body, request, username)
 
-    queue.send_message, queue.push = send_if_known, push_to_clean
+    queue.send_message, queue.push = send_if_known, push_known
 
 
 def in_turn(
@@ -90,10 +90,11 @@ def keep_turns(page: Any) -> None:
             raise HTTPException(400, f"{len(function.inputs)} inputs are needed, got {len(body.data)}.")
         done, name, told = await push(body, request, username)
         if done:
-            earlier = _earlier(queue, name)
+            event = queue.event_ids_to_events[name]
+            earlier = _earlier(queue, event)
             if function.fn.drops_repeats and earlier and earlier[-1].data.data == body.data:
-                await _end(queue, name)
-            elif before := {event._id for event in earlier if follows(body.data, event.data.data)}:
+                await _end(queue, event)
+            elif before := {one._id for one in earlier if follows(body.data, one.data.data)}:
                 awaited[name] = before
         return done, name, told
 
@@ -120,9 +121,9 @@ def keep_turns(page: Any) -> None:
     queue.push, queue.get_events = push_in_turn, get_events_in_turn
 
 
-def _earlier(queue: Any, name: str) -> list[Any]:
+def _earlier(queue: Any, this: Any) -> list[Any]:
     """The events of the same session and function that came before one and have not ended, in their order."""
-    this, here = queue.event_ids_to_events[name], not_ended(queue)
+    here = not_ended(queue)
     found = []
     for event in queue.event_ids_to_events.values():
         if event is this:
@@ -153,17 +154,15 @@ async def drop_waiting(page: Any, session: str, function: int, unwanted: Callabl
         function: the index of the events' function in the page. unwanted: whether to drop one, from its inputs.
     """
     queue = page._queue
-    for name, event in list(queue.event_ids_to_events.items()):
-        if event.session_hash != session or event.fn._id != function or not unwanted(event.data.data):
-            continue
-        await _end(queue, name)
+    for event in list(queue.event_ids_to_events.values()):
+        if event.session_hash == session and event.fn._id == function and unwanted(event.data.data):
+            await _end(queue, event)
 
 
-async def _end(queue: Any, name: str) -> None:
-    """Take an event out of the queue, unless it is served already, and end it for its page."""
-    event = queue.event_ids_to_events[name]
+async def _end(queue: Any, event: Any) -> None:
+    """Take an event out of the queue, unless it is served or has ended already, and end it for its page."""
     if event in queue.event_queue_per_concurrency_id[event.concurrency_id].queue:
-        await queue.remove_from_queue(name)
+        await queue.remove_from_queue(event._id)
         messages = queue.pending_messages_per_session.get(event.session_hash)
         if messages is not None:
-            messages.put_nowait(ProcessCompletedMessage(output={}, success=True, event_id=name))
+            messages.put_nowait(ProcessCompletedMessage(output={}, success=True, event_id=event._id))

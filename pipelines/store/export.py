@@ -55,20 +55,23 @@ def _draft(path: Path) -> Iterator[Path]:
     older = draft.with_name(f"{draft.name}.old")
     try:
         yield draft
-        if path.is_dir():  # of an older export: no other folder can take its place, and it goes last
-            os.replace(path, older)
-        os.replace(draft, path)
+        try:
+            if path.is_dir():  # of an older export: no other folder can take its place, and it goes last
+                os.replace(path, older)
+            os.replace(draft, path)
+        except BaseException:
+            if older.is_dir() and not path.exists():
+                os.replace(older, path)
+            raise
+        shutil.rmtree(older, ignore_errors=True)
     except (OSError, pa.ArrowException) as error:
         reason = str(getattr(error, "strerror", None) or error).removesuffix(".")
         raise OSError(f"The export to {path} failed, and nothing was written there: {reason}.") from error
     finally:
-        if older.is_dir() and not path.exists():  # it is where it was, whatever went wrong
-            os.replace(older, path)
-        for rest in (draft, older):
-            if rest.is_dir() and not rest.is_symlink():
-                shutil.rmtree(rest, ignore_errors=True)
-            with suppress(OSError):  # it is gone when all went well
-                rest.unlink()
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        with suppress(OSError):  # it is gone when all went well
+            draft.unlink()
 
 
 def _payload_names(table: SummaryTable) -> list[str]:

@@ -8,7 +8,7 @@ from fwd2bot.space_app import waiting
 def bring(page, numbers):
     for number in numbers:
         page.set_input_files("#f2b-upload input[type=file]", own_file(number, f"{number}.png"))
-        page.wait_for_timeout(300)
+        page.wait_for_function("!window.f2b.sent")  # it has arrived, or is kept back
 
 
 def test_pictures_that_come_while_others_wait_are_kept_back_and_none_is_lost(open_page, space, wait_to_compress):
