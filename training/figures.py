@@ -37,6 +37,7 @@ def source_figures(
     batch_size: int = 16,
     max_new_tokens: int = 64,
     uncompressed: bool = True,
+    retrieval: bool = True,
 ) -> dict[str, Any]:
     """Figures of a Fwd2Bot on one source: "rows", "pictures", for "uncompressed" and each "k=..." a dict.
 
@@ -50,10 +51,11 @@ def source_figures(
 
     Args:
         model, processor: a Fwd2Bot, in evaluation mode.
-        lengths: lengths k, each at most `config.num_summary_tokens`.
+        lengths: lengths k, each at most `config.num_summary_tokens`; none: the bare backbone alone.
         limit: rows, the first; None is all of them. batch_size: rows at once.
         max_new_tokens: of an answer or a caption.
         uncompressed: whether the backbone on all image tokens is asked as well.
+        retrieval: whether captions are searched for, too; not with a model that embeds nothing.
 
     Raises:
         ValueError: the source has nothing to judge by. UnusableRowsError: too many broken rows.
@@ -69,7 +71,7 @@ def source_figures(
         ]
         inputs = processor.process_images([image for one in part for image in one.images]).to(model.device)
         image_tokens += num_image_tokens(inputs, model)
-        summary = model.compress(**inputs, num_summary_tokens=max(lengths))
+        summary = model.compress(**inputs, num_summary_tokens=max(lengths)) if lengths else None
         rows += len(part)
         firsts = _firsts([len(one.images) for one in part])
         for one in part:
@@ -87,7 +89,7 @@ def source_figures(
             else:
                 short = summary.truncate(int(setting.removeprefix("k=")))
                 ids = answer_from_summary(model, processor, short, prompts, max_new_tokens)
-                embeds = model.embed(summary=short).cpu()
+                embeds = model.embed(summary=short).cpu() if retrieval else None
             said = processor.batch_decode(ids, skip_special_tokens=True)
             for one, text, first in zip(part, said, firsts, strict=True):
                 if one.expected is not None:
@@ -101,22 +103,25 @@ def source_figures(
             f"sources[{reader.source.recipe.name!r}] has no row with a picture and a question or a caption to judge by"
         )
     width = model.config.get_text_config().hidden_size
+    numbers = summary.tokens.shape[-1] if lengths else width  # of a summary token
     figures: dict[str, Any] = {"rows": rows, "pictures": len(groups)}
     if references:
         figures["captions"] = sum(map(len, references.values()))
     texts = sorted({caption for own in references.values() for caption in own}, key=len)
-    text_embeds = embed_texts(model, processor, texts, lengths, batch_size)
+    text_embeds = embed_texts(model, processor, texts, lengths, batch_size) if retrieval and lengths else {}
     for setting, seen in gathered.items():
         figures[setting] = one = {}
         if asked:
             one |= answer_figures(seen.answers, asked)
         if len(references) > 1:
             one["captions"] = caption_scores([seen.captions[group] for group in references], [*references.values()])
-        if references and setting != UNCOMPRESSED:
+        if references and setting in text_embeds:
             images = torch.stack([seen.embeds[group] for group in references])
             one |= caption_recall(images, text_embeds[setting], [*references.values()], texts)
-        tokens = sum(image_tokens) / len(image_tokens) if setting == UNCOMPRESSED else int(setting.removeprefix("k="))
-        one["bytes_per_image"] = round(2 * width * tokens)
+        if setting == UNCOMPRESSED:
+            one["bytes_per_image"] = round(2 * width * sum(image_tokens) / len(image_tokens))
+        else:
+            one["bytes_per_image"] = 2 * numbers * int(setting.removeprefix("k="))
     return figures
 
 

@@ -73,7 +73,7 @@ def evaluate_sources(
                 uncompressed=uncompressed,
             )
             first = next(SourceReader(source, data, processor)(1))
-            figures["cost"] = _cost(model, processor, first, lengths, uncompressed)
+            figures["cost"] = cost_of(model, processor, first, lengths, uncompressed)
         about = {"format": source.recipe.format, "path": without_folders(source.recipe.path)}
         about["split"] = source.recipe.split if has_splits(source.recipe.path) else None
         about["broken"] = reader.num_broken
@@ -81,7 +81,10 @@ def evaluate_sources(
     return results
 
 
-def _cost(model: Any, processor: Any, one: Judged, lengths: Sequence[int], uncompressed: bool) -> dict[str, Any]:
+def cost_of(
+    model: Any, processor: Any, one: Judged, lengths: Sequence[int], uncompressed: bool
+) -> dict[str, dict[str, float | int]]:
+    """`costs` of the first picture of a row, with its prompt."""
     if len(one.images) > 1:  # as if it were asked about its first picture alone
         one.messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
     prompt = processor.backbone_processor.apply_chat_template(one.messages, add_generation_prompt=True)

@@ -11,7 +11,7 @@ from tiny_recipes import BACKBONE, DATA, TRAINING
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor, Fwd2BotSummary
 from fwd2bot.training.answering import image_tokens
 from fwd2bot.training.backbone import build_backbone, build_processor
-from fwd2bot.training.baselines import grid, report, run
+from fwd2bot.training.baselines import grid, report, row_training, run
 from fwd2bot.training.baselines.cache_model import CacheCompression, SingleForward
 from fwd2bot.training.baselines.grid import METHODS, Row
 from fwd2bot.training.baselines.token_models import (
@@ -153,9 +153,9 @@ def test_segments_of_a_packed_row_are_read_as_if_alone():
 def test_every_method_trains_what_it_should_and_its_loss_falls(method, backbone, recipe):
     lengths = [] if method == "uncompressed_lora" else [4] if method in ("pooling", "merging") else [1, 4]
     row = Row("tried", method, lengths)
-    model, processor = run.build(row, recipe, backbone)
+    model, processor = row_training.build(row, recipe, backbone)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    trainer = run.build_trainer(row, recipe, model, processor, OPTIONS)
+    trainer = row_training.build_trainer(row, recipe, model, processor, OPTIONS)
     trainer.train()
     losses = [entry["autoregressive_loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert sum(losses[-4:]) < sum(losses[:4])
@@ -215,8 +215,8 @@ def test_grid_goes_on_where_it_was_and_refuses_another_budget(backbone, recipe_f
 
 def test_training_of_a_row_stops_after_its_minutes(backbone, recipe):
     row = Row("tried", "pooling", [4])
-    model, processor = run.build(row, recipe, backbone)
-    trainer = run.build_trainer(row, recipe, model, processor, OPTIONS | {"minutes": 0.0})
+    model, processor = row_training.build(row, recipe, backbone)
+    trainer = row_training.build_trainer(row, recipe, model, processor, OPTIONS | {"minutes": 0.0})
     trainer.train()
     assert trainer.state.global_step == 1
 
@@ -225,7 +225,7 @@ def test_backbone_of_a_fwd2bot_is_what_was_wrapped(tmp_path):
     model = tiny.tiny_fwd2bot()
     model.save_pretrained(tmp_path / "whole")
     tiny.tiny_processor().save_pretrained(tmp_path / "whole")
-    folder = run.bare_backbone(str(tmp_path / "whole"), tmp_path / "bare")
+    folder = row_training.bare_backbone(str(tmp_path / "whole"), tmp_path / "bare")
     taken = Fwd2BotForConditionalGeneration.from_backbone(str(folder), num_summary_tokens=2).backbone
     inputs = Fwd2BotProcessor.from_pretrained(tmp_path / "whole").backbone_processor(
         images=tiny.pictures(1), text=["<image> What?"], return_tensors="pt"

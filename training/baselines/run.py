@@ -2,7 +2,7 @@
 
 A row whose file is there is passed over, so the same command goes on after an interruption, row by row; a row itself
 begins anew. Rows run in the order of what they decide. All have one frozen backbone, one data set and one number of
-steps.
+steps. A recipe trains on drawn scenes, or on data sets (`data.sources`), and is then judged by `validation.sources`.
 """
 
 import argparse
@@ -13,22 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration, TrainerCallback, set_seed
-
-from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
-from fwd2bot.backbone_fwd2bot import load_backbone
-
-from ..collator import Fwd2BotCollator
 from ..commands import command_of
-from ..data import CaptionedRows, Packer, draw_pictures
-from ..evaluate import evaluate_model
 from ..provenance import versions, weights_hash
 from ..recipe import Recipe, load_recipe
 from ..run_checks import write_whole
-from ..train import training_arguments
-from ..trainer import Fwd2BotTrainer
+from ..source_recipe import SourcesData
 from .grid import METHODS, Row, rows
+from .judging import judge
+from .row_training import bare_backbone, build, build_trainer
 
 BUDGET = (
     "backbone_sha256",
@@ -40,7 +32,10 @@ BUDGET = (
     "shapes_only",
     "test_pictures",
     "split",
+    "sources",  # of data sets, instead of row_length, pictures, shapes_only and split
+    "judged",
 )
+SPLITS = ("validation", "test")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,10 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{'done' if (args.output / row.file).exists() else 'open':<6}{row.file.removesuffix('.json')}")
         return
     recipe = load_recipe(args.recipe, [f"training.output_dir={args.output / 'work'}", *args.overrides])
+    try:
+        check_data(recipe, args.split)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     args.output.mkdir(parents=True, exist_ok=True)
     backbone = bare_backbone(args.backbone, args.output / "backbone")
     command = command_of("baselines.run", sys.argv[1:] if arguments is None else arguments)
-    options = {name: getattr(args, name) for name in ("steps", "minutes", "test_pictures", "split")}
+    options = {name: getattr(args, name) for name in ("steps", "minutes", "test_pictures")}
+    options["split"] = None if isinstance(recipe.data, SourcesData) else args.split or SPLITS[0]
     for row in chosen:
         file = args.output / row.file
         budget = budget_of(recipe, backbone, options)
@@ -74,7 +74,8 @@ def run_row(row: Row, recipe: Recipe, backbone: Path, options: dict[str, Any]) -
 
     Args:
         backbone: folder of the frozen backbone.
-        options: `steps`, `minutes` (after which training stops; None: never), `test_pictures` and `split`.
+        options: `steps`, `minutes` (after which training stops; None: never), `test_pictures` (on data sets: rows of
+            each) and `split` (of the drawn scenes).
     """
     model, processor = build(row, recipe, backbone)
     method = METHODS[row.method]
@@ -91,117 +92,37 @@ def run_row(row: Row, recipe: Recipe, backbone: Path, options: dict[str, Any]) -
         result |= {"steps_done": trainer.state.global_step, "loss": [losses[0], losses[-1]]}
         result |= {"trained_parameters": trained, "seconds": round(time.monotonic() - begin, 1)}
         result["fingerprint"] = model.fingerprint
-    figures = evaluate_model(
-        model.eval(),
-        processor,
-        split=options["split"],
-        pictures=options["test_pictures"],
-        questions=5,
-        retrieval=options["test_pictures"] if method.embeds else 0,
-        several=0,
-        presence=min(100, options["test_pictures"]),
-        lengths=row.lengths or ([model.config.num_summary_tokens] if method.model else None),
-        shapes_only=recipe.data.shapes_only,
-        uncompressed=method.model is None,
-    )
+    figures = judge(row, recipe, model.eval(), processor, options)
     return result | {"figures": figures}
-
-
-def build(row: Row, recipe: Recipe, backbone: Path) -> tuple[Any, Any]:
-    """The untrained model of a row and its processor."""
-    set_seed(row.seed)
-    method, rank = METHODS[row.method], round(recipe.model.lora_rank * row.rank)
-    processor = AutoProcessor.from_pretrained(backbone)
-    if method.model is None:
-        model = LlavaForConditionalGeneration.from_pretrained(backbone, dtype=torch.float32)
-        return model, processor
-    loaded = load_backbone(backbone, dtype=torch.float32)
-    longest = max(row.lengths) if row.lengths else loaded.config.image_seq_length
-    ranks = {"compress": 1, "generate": 2 * rank} if method.shares else {"compress": rank, "generate": rank}
-    model = method.model.from_backbone(
-        loaded,
-        processor=processor,
-        adapters={stage: {"r": r, "lora_alpha": r} for stage, r in ranks.items()},
-        num_summary_tokens=longest,
-        summary_lengths=row.lengths or [longest],
-        **{**recipe.model.config, **row.config},
-    )
-    model.set_attn_implementation("eager")
-    for parameter in model.mark_trainable().values():
-        parameter.data = parameter.data.float()
-    prompts = {name: getattr(model.config, name) for name in ("image_prompt", "text_prompt")}
-    return model, method.processor(processor, **prompts)
-
-
-def build_trainer(row: Row, recipe: Recipe, model: Any, processor: Any, options: dict[str, Any]) -> Fwd2BotTrainer:
-    """The trainer of Fwd2Bot itself, without checkpoints."""
-    values = {**recipe.training, "max_steps": options["steps"], "seed": row.seed, "save_strategy": "no"}
-    args = training_arguments({**values, "report_to": "none", "logging_steps": max(1, options["steps"] // 20)})
-    pictures = draw_pictures(recipe.data, Path(args.output_dir).parent / "pictures")
-    trainer = Fwd2BotTrainer(
-        model=model,
-        args=args,
-        train_dataset=CaptionedRows(recipe.data, pictures, Packer(processor.tokenizer, 1)),
-        data_collator=Fwd2BotCollator(processor, recipe.data, recipe.data.row_length, METHODS[row.method].embeds),
-        processing_class=processor,
-        optimizer_recipe=recipe.optimizer,
-    )
-    if options["minutes"] is not None:
-        trainer.add_callback(_StopAfter(60 * options["minutes"]))
-    return trainer
-
-
-class _StopAfter(TrainerCallback):
-    """Ends the training of a row after so many seconds; `steps_done` says where."""
-
-    def __init__(self, seconds: float):
-        self.end = time.monotonic() + seconds
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if time.monotonic() > self.end:
-            control.should_training_stop = True
-
-
-def bare_backbone(source: str, folder: Path) -> Path:
-    """The folder of a plain backbone: `source` itself, or the one inside a Fwd2Bot, taken out into `folder`.
-
-    Raises:
-        TypeError: `source` is no LLaVA and no Fwd2Bot on one.
-    """
-    config = AutoConfig.from_pretrained(source)
-    kind = getattr(config, "backbone_config", config).model_type
-    if kind != "llava":
-        raise TypeError(f"{source} is a {kind}; the comparison is written for LLaVA. Name one, or a Fwd2Bot on one.")
-    if config.model_type == "llava":
-        return Path(source)
-    if not (folder / "config.json").exists():
-        model = Fwd2BotForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
-        taken = model.backbone.state_dict().items()
-        state = {
-            name.replace(".base_layer.", "."): value
-            for name, value in taken
-            if ".lora_" not in name and not name.endswith(".summary_queries")
-        }
-        backbone = LlavaForConditionalGeneration(model.config.backbone_config)
-        backbone.load_state_dict(state)
-        backbone.generation_config = model.generation_config
-        Fwd2BotProcessor.from_pretrained(source).backbone_processor.save_pretrained(folder)
-        backbone.save_pretrained(folder)
-    return folder
 
 
 def budget_of(recipe: Recipe, backbone: Path, options: dict[str, Any]) -> dict[str, Any]:
     """What all rows of one comparison have in common."""
+    data = recipe.data
     values = {
         "backbone_sha256": weights_hash(backbone),
         "batch_size": recipe.training["per_device_train_batch_size"],
-        "row_length": recipe.data.row_length,
         "lora_rank": recipe.model.lora_rank,
-        "pictures": recipe.data.pictures,
-        "shapes_only": recipe.data.shapes_only,
         **options,
     }
-    return {name: values[name] for name in BUDGET}
+    if isinstance(data, SourcesData):
+        values["sources"] = {source.name: source.weight for source in data.sources}
+        values["judged"] = [source.name for source in recipe.validation.sources]
+    else:
+        values |= {"row_length": data.row_length, "pictures": data.pictures, "shapes_only": data.shapes_only}
+    return {name: values.get(name) for name in BUDGET}
+
+
+def check_data(recipe: Recipe, split: str | None) -> None:
+    """Raise ValueError for a recipe that the rows cannot train on, or be judged by."""
+    if recipe.kind != "fwd2bot":
+        raise ValueError(f"the rows train on one backbone, with a recipe of kind fwd2bot, not {recipe.kind}")
+    if not isinstance(recipe.data, SourcesData):
+        return
+    if not recipe.validation.sources:
+        raise ValueError("the recipe trains on data sets and has none to be judged by; give validation.sources")
+    if split is not None:
+        raise ValueError("--split is of the drawn scenes; data sets are judged by the recipe's validation.sources")
 
 
 def check_same_budget(file: Path, budget: dict[str, Any]) -> None:
@@ -224,14 +145,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--backbone", default="runs/backbone/final", help="a LLaVA, or a Fwd2Bot whose backbone to take"
     )
     parser.add_argument(
-        "--recipe", default="fwd2bot.yaml", help="on drawn scenes; data, optimizer and rank are its own"
+        "--recipe", default="fwd2bot.yaml", help="its data, what it is judged by, optimizer and rank hold for all rows"
     )
     parser.add_argument("--steps", type=int, default=800, help="of every row")
     parser.add_argument("--minutes", type=float, help="stop the training of a row after so many")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these; --list shows all")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="only these")
-    parser.add_argument("--test-pictures", type=int, default=400, help="five questions about each")
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument(
+        "--test-pictures", type=int, default=400, help="five questions about each; on data sets: rows of each"
+    )
+    parser.add_argument("--split", choices=SPLITS, help=f"of the drawn scenes, default {SPLITS[0]}")
     parser.add_argument("--list", action="store_true", help="show which rows are done and which are open")
     args = parser.parse_intermixed_args(arguments)
     known = {row.name for row in rows()}
