@@ -11,7 +11,7 @@ from tiny_recipes import BACKBONE, DATA, TRAINING
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor, Fwd2BotSummary
 from fwd2bot.training.answering import image_tokens
 from fwd2bot.training.backbone import build_backbone, build_processor
-from fwd2bot.training.baselines import grid, report, row_training, run
+from fwd2bot.training.baselines import grid, row_training, run
 from fwd2bot.training.baselines.cache_model import CacheCompression, SingleForward
 from fwd2bot.training.baselines.grid import METHODS, Row
 from fwd2bot.training.baselines.token_models import (
@@ -257,92 +257,3 @@ def test_unknown_row_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run.main([str(tmp_path), "--rows", "typo"])
     assert "unknown row typo; choose from" in capsys.readouterr().err
-
-
-def result(name, method, seed, right, lengths=(4,), **more):
-    """What a row leaves behind, with made-up figures."""
-    cost = {"tokens_per_image": 4, "bytes_per_image": 1536, "cache_bytes": 9216, "first_token_ms": 3.21}
-    setting = "uncompressed" if not lengths else "k=4"
-    figures = {setting: {"answers": {"all": right}, "presence": {"adversarial": {"f1": 0.5}}}, "cost": {setting: cost}}
-    values = {"name": name, "method": method, "seed": seed, "config": {}, "rank": 1.0, "about": "what it is"}
-    values |= {
-        "backbone_sha256": "ab" * 32,
-        "steps": 10,
-        "steps_done": 10,
-        "batch_size": 2,
-        "row_length": 96,
-        "lora_rank": 4,
-    }
-    values |= {"pictures": 9, "test_pictures": 5, "split": "validation", "seconds": 61.0, "loss": [2.0, 1.25]}
-    values |= {
-        "trained_parameters": 1234,
-        "fingerprint": "0123456789",
-        "versions": {"torch": "2"},
-        "command": "python --rows one two --steps 10 --seeds 0",
-    }
-    return values | {"figures": figures} | more
-
-
-def write(folder, *results):
-    folder.mkdir(exist_ok=True)
-    for one in results:
-        (folder / f"{one['name']}-seed{one['seed']}.json").write_text(json.dumps(one))
-    return folder
-
-
-def test_report_has_mean_and_range_of_seeds_costs_plots_and_what_was_not_run(tmp_path):
-    folder = write(
-        tmp_path / "results",
-        *(result("pooling-k4", "pooling", seed, right) for seed, right in enumerate((0.5, 0.6, 0.7))),
-        result("uncompressed", "uncompressed", 0, 0.8, lengths=(), loss=None, steps_done=0),
-    )
-    report.main([str(folder), str(tmp_path / "docs")])
-    page = (tmp_path / "docs" / "results.md").read_text()
-    assert "| pooling | 4 | 60.0 (50.0 to 70.0) | 50.0 (50.0 to 50.0) |" in page
-    assert "| 1,536 | 9,216 | 3 |" in page and "| uncompressed | 4 | 80.0 |" in page
-    assert f"4 of {len(grid.rows())} rows were run" in page
-    assert "- fwd2bot (seed 0, 1, 2): as shipped" in page and "- pooling-k4" not in page
-    assert "2.00 to 1.25" in page and "Command: `python --steps 10`" in page
-    for name in ("results-tokens.png", "results-bytes.png"):
-        assert f"({name})" in page and (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
-
-
-def test_table_has_a_line_for_each_length_and_ablations_apart(tmp_path):
-    several = result("fwd2bot", "fwd2bot", 0, 0.5)
-    cost = {"tokens_per_image": 16, "bytes_per_image": 6144, "cache_bytes": 36864, "first_token_ms": 3.2}
-    several["figures"]["k=16"] = {"answers": {"all": 0.75}}
-    several["figures"]["cost"]["k=16"] = cost
-    changed = result("rank-half", "fwd2bot", 0, 0.4, rank=0.5)
-    page = report.report([several, changed, result("pooling-k4", "pooling", 0, 0.3)], [])
-    methods, ablations = page.split("## Methods")[1].split("## Fwd2Bot with one thing changed")
-    lines = [line for line in methods.splitlines() if line.startswith("| ")][2:]
-    assert [line.split(" | ")[:3] for line in lines] == [
-        ["| fwd2bot", "4", "50.0"],
-        ["| ", "16", "75.0"],
-        ["| pooling", "4", "30.0"],
-    ]
-    assert "| rank-half | 4 | 40.0 |" in ablations.split("## The rows")[0]
-
-
-def test_findings_of_a_file_by_hand_stand_above_the_figures(tmp_path):
-    folder = write(tmp_path / "results", result("fwd2bot", "fwd2bot", 0, 0.5))
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "results-findings.md").write_text("## What we found\n\nLittle.\n")
-    for _ in range(2):  # the page is made anew from both
-        report.main([str(folder), str(tmp_path / "docs")])
-        page = (tmp_path / "docs" / "results.md").read_text()
-        assert page.count("Little.") == 1
-        assert page.index("One frozen backbone") < page.index("Little.") < page.index("![Questions")
-
-
-def test_report_of_nothing_says_that_nothing_was_run(tmp_path):
-    report.main([str(tmp_path), str(tmp_path / "docs")])
-    page = (tmp_path / "docs" / "results.md").read_text()
-    assert page.count("\n- ") == len({row.name for row in grid.rows()}) and "png" not in page
-    assert not list((tmp_path / "docs").glob("*.png"))
-
-
-def test_results_of_different_budgets_are_not_put_into_one_table(tmp_path):
-    write(tmp_path, result("fwd2bot", "fwd2bot", 0, 0.5), result("pooling-k4", "pooling", 0, 0.5, steps=20))
-    with pytest.raises(ValueError, match=r"different steps, \['10', '20'\]"):
-        report.read(tmp_path)

@@ -2,7 +2,8 @@
 
 Writes `results.md`, and `results-tokens.png` and `results-bytes.png` if there is anything to plot, into DOCS. What the
 figures say is written by hand, in DOCS/results-findings.md, and stands on top where that file is. Rows without a file
-are listed as not run.
+are listed as not run. A folder in RESULTS is another comparison, of another budget, backbone or data: it has a section
+of its own, by its name.
 """
 
 import argparse
@@ -25,6 +26,14 @@ FIGURES = {
     "full caption finds picture": ("full_caption_to_image", "recall@1"),
     "hard negatives": ("hard_negatives", "mean"),
 }
+# The same of each data set, as far as it has them, after its name.
+OF_SOURCES = {
+    "right": ("exact_match",),
+    "consistency": ("consistency",),
+    "CIDEr": ("captions", "cider"),
+    "caption finds picture, recall@10": ("text_to_image", "recall@10"),
+    "picture finds caption, recall@10": ("image_to_text", "recall@10"),
+}
 PLOTTED = ("fwd2bot", "pooling", "merging", "pruning", "query_transformer", "cache")
 LINES = (BARE, "uncompressed_lora")  # of all image tokens, drawn as lines
 FINDINGS = "results-findings.md"
@@ -38,11 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("docs", type=Path, help="where results.md and its plots go")
     args = parser.parse_args(arguments)
     found = read(args.results)
+    others = {folder.name: read(folder) for folder in sorted(args.results.iterdir()) if folder.is_dir()}
     args.docs.mkdir(parents=True, exist_ok=True)
     plots = plot(found, args.docs)
     findings = args.docs / FINDINGS
     said = findings.read_text(encoding="utf-8") if findings.exists() else ""
-    (args.docs / "results.md").write_text(report(found, plots, said), encoding="utf-8")
+    page = report(found, plots, said, {name: results for name, results in others.items() if results})
+    (args.docs / "results.md").write_text(page, encoding="utf-8")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -59,8 +70,17 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def report(found: list[dict[str, Any]], plots: Sequence[str], findings: str = "") -> str:
-    """The page as Markdown, `findings` between what was compared and its figures."""
+def report(
+    found: list[dict[str, Any]],
+    plots: Sequence[str],
+    findings: str = "",
+    others: dict[str, list[dict[str, Any]]] | None = None,
+) -> str:
+    """The page as Markdown, `findings` between what was compared and its figures.
+
+    Args:
+        others: the results of further comparisons, by the headings of their sections.
+    """
     run = {(result["name"], result["seed"]) for result in found}
     open_rows = [row for row in rows() if (row.name, row.seed) not in run]
     lines = ["# Comparison with what else could be done with as many tokens", ""]
@@ -81,6 +101,9 @@ def report(found: list[dict[str, Any]], plots: Sequence[str], findings: str = ""
         lines += ["## The rows", "", *_methods(found), ""]
     if open_rows:
         lines += ["## Not run", "", *_not_run(open_rows), ""]
+    for name, results in (others or {}).items():
+        lines += [f"## Apart: {name.replace('-', ' ')}", "", *_about(results[0], results), ""]
+        lines += [*_table(results), "", *_methods(results), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -102,10 +125,8 @@ def _about(first: dict[str, Any], found: list[dict[str, Any]]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     cut = sorted({result["name"] for result in found if 0 < result["steps_done"] < result["steps"]})
     lines = [
-        f"One frozen backbone (weights {first['backbone_sha256'][:12]}), {first['pictures']:,} drawn pictures, "
-        f"{first['steps']:,} steps of {first['batch_size']} rows of {first['row_length']} tokens, LoRA rank "
-        f"{first['lora_rank']} for each of two stages or twice that for one. "
-        f"Judged on {first['test_pictures']:,} held-out pictures ({first['split']}), in per cent; "
+        f"One frozen backbone (weights {first['backbone_sha256'][:12]}), {_data(first)}, "
+        f"LoRA rank {first['lora_rank']} for each of two stages or twice that for one. {_judged(first)}, in per cent; "
         "with several seeds the mean and the range. `tokens` is what the language model reads for a picture, `bytes` "
         "what is kept of it at two bytes a number, `cache bytes` its keys and values while an answer is made. "
         "Times: [performance.md](performance.md).",
@@ -115,6 +136,34 @@ def _about(first: dict[str, Any], found: list[dict[str, Any]]) -> list[str]:
     if cut:
         lines += ["", f"Stopped by `--minutes` before their last step: {', '.join(cut)}."]
     return lines
+
+
+def _data(first: dict[str, Any]) -> str:
+    """What the rows were trained on, in words."""
+    steps = f"{first['steps']:,} steps of {first['batch_size']}"
+    if not first.get("sources"):
+        return f"{first['pictures']:,} drawn pictures, {steps} rows of {first['row_length']} tokens"
+    whole = sum(first["sources"].values())
+    shares = ", ".join(f"{name} {100 * weight / whole:.0f}%" for name, weight in first["sources"].items())
+    return f"{steps} samples of data sets ({shares})"
+
+
+def _judged(first: dict[str, Any]) -> str:
+    """What the rows were judged on, in words."""
+    if not first.get("sources"):
+        return f"Judged on {first['test_pictures']:,} held-out pictures ({first['split']})"
+    of_each = ", ".join(f"{name} {counts['rows']:,}" for name, counts in first["figures"]["judged"].items())
+    return f"Judged on held-out rows ({of_each}; CIDEr times 100)"
+
+
+def _columns(found: list[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """The headings of a comparison's figures, and where each is among those of a setting."""
+    judged = found[0].get("judged")
+    if not judged:
+        return FIGURES
+    named = {f"{name}: {words}": (name, *path) for name in judged for words, path in OF_SOURCES.items()}
+    every = [result["figures"][setting] for result in found for setting in settings(result)]
+    return {words: path for words, path in named.items() if any(figure(one, path) is not None for one in every)}
 
 
 def _of_all_rows(command: str) -> str:
@@ -136,17 +185,18 @@ def _table(found: list[dict[str, Any]]) -> list[str]:
         for setting in settings(result):
             groups[one, setting].append(result)
     order = list(dict.fromkeys(name for name, _ in groups))
+    columns = _columns(found)
     cost = {key: results[0]["figures"]["cost"][key[1]] for key, results in groups.items()}
     body, last = [], None
     for key in sorted(groups, key=lambda key: (order.index(key[0]), cost[key]["tokens_per_image"])):
         name, setting = key
         cells = ["" if name == last else name, f"{cost[key]['tokens_per_image']:,}"]
-        for path in FIGURES.values():
+        for path in columns.values():
             cells.append(spread([figure(result["figures"][setting], path) for result in groups[key]]))
         cells += [f"{cost[key]['bytes_per_image']:,}", f"{cost[key]['cache_bytes']:,}", str(len(groups[key]))]
         body.append(cells)
         last = name
-    return table(["row", "tokens", *FIGURES, "bytes", "cache bytes", "seeds"], body).splitlines()
+    return table(["row", "tokens", *columns, "bytes", "cache bytes", "seeds"], body).splitlines()
 
 
 def spread(values: Sequence[float | None]) -> str:
