@@ -39,7 +39,12 @@ class BackboneModel:
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = True
     attn_implementation: str = "sdpa"
-    init_from: str | None = None  # a folder whose weights to start from
+    init_from: str | None = None  # a folder whose weights to start from; of the sizes its own hold
+    resample_patches: int | None = None  # pixels of a patch instead of that of init_from: other image tokens
+
+    def __post_init__(self):
+        if self.resample_patches is not None and not self.init_from:
+            raise ValueError("model.resample_patches changes a trained model; name it in model.init_from")
 
 
 TRAINED_STAGES = ("both", "generate")

@@ -21,7 +21,7 @@ from transformers.utils import logging
 from fwd2bot import Fwd2BotProcessor
 from fwd2bot.folder_fwd2bot import check_name
 
-from .backbone import build_backbone, build_processor
+from .backbone import build_backbone, build_processor, resample_patches
 from .check import check
 from .collator import BackboneCollator, Fwd2BotCollator
 from .commands import COMMAND, command_of
@@ -178,6 +178,8 @@ def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
         model = LlavaForConditionalGeneration.from_pretrained(
             recipe.model.init_from, dtype=torch.float32, attn_implementation=recipe.model.attn_implementation
         )
+        if recipe.model.resample_patches is not None:
+            model = resample_patches(model, processor, recipe.model.resample_patches)
     else:
         if sources is None:
             texts = corpus(recipe.data.tokenizer_scenes, shapes_only=recipe.data.shapes_only)
