@@ -157,6 +157,13 @@ class Fwd2BotForConditionalGeneration(
     ) -> None:
         super()._set_gradient_checkpointing(enable, checkpoint_stage(gradient_checkpointing_func), **kwargs)
 
+    def enable_input_require_grads(self) -> None:
+        """Of the language model alone: from the vision tower's embeddings on, gradients would be taken for nothing."""
+        self.get_decoder().enable_input_require_grads()
+
+    def disable_input_require_grads(self) -> None:
+        self.get_decoder().disable_input_require_grads()
+
     # Shortcuts into the backbone
 
     def get_input_embeddings(self) -> nn.Module:

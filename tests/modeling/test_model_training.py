@@ -91,6 +91,24 @@ def test_gradient_checkpointing_gives_the_same_gradient(tiny_fwd2bot, processor,
         torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_gradient_checkpointing_takes_no_gradients_in_the_vision_tower(tiny_fwd2bot, processor):
+    tiny_fwd2bot.train()
+    tiny.enable_checkpointing(tiny_fwd2bot)
+    need = {"vision": set(), "words": set()}
+    tower, words = tiny_fwd2bot.backbone.model.vision_tower, tiny_fwd2bot.get_input_embeddings()
+    hooks = [
+        tower.register_forward_hook(lambda _, inputs, output: need["vision"].add(output[0].requires_grad)),
+        words.register_forward_hook(lambda _, inputs, output: need["words"].add(output.requires_grad)),
+    ]
+    gradients(tiny_fwd2bot, tiny.training_batch(processor, TEXTS))
+    assert need == {"vision": {False}, "words": {True}}
+    for hook in hooks:
+        hook.remove()
+    tiny_fwd2bot.disable_input_require_grads()
+    tiny_fwd2bot.requires_grad_(False)
+    assert not tiny_fwd2bot.get_input_embeddings()(torch.tensor([[5]])).requires_grad
+
+
 def test_gradient_checkpointing_without_its_stage_is_not_the_same(tiny_fwd2bot, processor):
     """The test above can fail: the backbone's own checkpointing recomputes under no stage."""
     tiny_fwd2bot.train()
