@@ -12,9 +12,10 @@ PYTEST := -m pytest -n $(JOBS) --dist loadfile
 OLDEST := .venv-oldest
 FAMILIES := .venv-families
 HARNESSES := .venv-harnesses
+DEEPSPEED := .venv-deepspeed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo space space-export space-pictures test test-slow test-space test-oldest test-families test-harnesses lint format wheel benchmark-import clean distclean
+.PHONY: help demo space space-export space-pictures test test-slow test-space test-oldest test-families test-harnesses test-deepspeed lint format wheel benchmark-import clean distclean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z][a-z-]*:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +36,7 @@ space-pictures: $(VENV)/.installed-space ## Take the pictures of the Space in do
 	FWD2BOT_SPACE_PICTURES=docs $(PY) -m pytest tests/space/browser -m browser -k picture_of_each_tab $(ARGS)
 
 # Their models are tiny: a second thread only waits for the first.
-test test-slow test-space test-oldest test-families test-harnesses: export OMP_NUM_THREADS ?= 1
+test test-slow test-space test-oldest test-families test-harnesses test-deepspeed: export OMP_NUM_THREADS ?= 1
 
 test: $(VENV)/.installed-dev ## Run the tests (without those marked slow or gpu)
 	$(PY) $(PYTEST) $(ARGS)
@@ -59,6 +60,9 @@ test-families: $(FAMILIES)/.installed ## Run the tests of all families of backbo
 test-harnesses: $(HARNESSES)/.installed ## Run the tests of mteb and lmms-eval with what these need
 	PYTHONPATH=tests $(HARNESSES)/bin/python $(PYTEST) -p torchvision_on_cpu tests/training/test_mteb.py tests/training/test_lmms_eval.py tests/training/test_answer_figures.py $(ARGS)
 
+test-deepspeed: $(DEEPSPEED)/.installed ## Run the tests of a backbone divided by DeepSpeed's ZeRO-3; needs a C++ compiler
+	$(DEEPSPEED)/bin/python $(PYTEST) -m "slow or not slow" -k "zero3 or ZeRO" tests/training tests/families/test_family_sharding.py $(ARGS)
+
 lint: $(VENV)/.installed-dev ## Check style and formatting; changes nothing
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -78,7 +82,7 @@ clean: ## Remove what builds and tests leave behind
 	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -not -path "./.venv-*" -not -path "./.git/*" -prune -exec rm -rf {} +
 
 distclean: clean ## The same, and the virtual environments
-	rm -rf "$(VENV)" $(OLDEST) $(FAMILIES) $(HARNESSES)
+	rm -rf "$(VENV)" $(OLDEST) $(FAMILIES) $(HARNESSES) $(DEEPSPEED)
 
 # The stamps: an environment is made once, and installed again when what it is made from has changed.
 %/.created:
@@ -115,4 +119,8 @@ $(FAMILIES)/.installed: $(FAMILIES)/.created pyproject.toml constraints.txt
 
 $(HARNESSES)/.installed: $(HARNESSES)/.created pyproject.toml constraints.txt
 	$(HARNESSES)/bin/python $(PIP_INSTALL) -c constraints.txt -e ".[dev,mteb,lmms-eval]"
+	@touch $@
+
+$(DEEPSPEED)/.installed: $(DEEPSPEED)/.created pyproject.toml constraints.txt
+	$(DEEPSPEED)/bin/python $(PIP_INSTALL) -c constraints.txt -e ".[dev,deepspeed]"
 	@touch $@

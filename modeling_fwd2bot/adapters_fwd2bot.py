@@ -230,8 +230,9 @@ def adds_a_product(layer: LoraLayer, stage: str) -> bool:
 
 
 def is_plain_float(weight: torch.Tensor) -> bool:
-    """Whether a weight holds its numbers as they are: not quantised, not offloaded."""
-    return type(weight.data) is torch.Tensor and weight.is_floating_point() and not weight.is_meta
+    """Whether a weight holds its numbers as they are: not quantised, not offloaded, not divided among processes."""
+    here = weight.numel() > 0 and not weight.is_meta
+    return type(weight.data) is torch.Tensor and weight.is_floating_point() and here
 
 
 class _StageLayer:

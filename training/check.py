@@ -26,7 +26,7 @@ from .fwd2bot_model import outline_fwd2bot
 from .gathering import all_agree
 from .recipe import Recipe
 from .run_checks import check_folder, check_recipe, check_same_run, check_summary_length
-from .sharding import take_over_sharding
+from .sharding import Sharding, take_over_sharding
 from .source_recipe import SourcesData
 from .sources import (
     MalformedRowError,
@@ -85,24 +85,24 @@ def check(recipe: Recipe, console: Console | None = None, processes: int | None 
     console = console or Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     if not isinstance(recipe.data, SourcesData):
         raise ValueError("--check reads data sets, but the recipe has no data.sources; the drawn world needs none")
-    sharded = take_over_sharding() is not None
+    sharding = take_over_sharding()
     args = training_arguments(recipe.training)
     console.quiet = args.process_index > 0
-    check_recipe(recipe, args, sharded)
+    check_recipe(recipe, args, sharding)
     if processes is not None:
         check_processes(processes, recipe, args)
     output_dir = Path(args.output_dir)
     check_folder(output_dir, make=False)
     checkpoint = newest_checkpoint(output_dir, clean=False) if recipe.resume else None
     # one process may look for a run of many
-    check_same_run(recipe, output_dir, checkpoint, args.world_size if args.world_size > 1 else None, sharded)
-    outline = outline_fwd2bot(recipe, args, sharded) if recipe.kind == "fwd2bot" else None
+    check_same_run(recipe, output_dir, checkpoint, args.world_size if args.world_size > 1 else None, sharding)
+    outline = outline_fwd2bot(recipe, args, sharding) if recipe.kind == "fwd2bot" else None
     with tempfile.TemporaryDirectory(prefix="fwd2bot-check-") as folder:
         recipe = dataclasses.replace(recipe, training=recipe.training | {"output_dir": folder, "report_to": "none"})
         args = training_arguments(recipe.training)
-        if outline is not None and not all_agree(fits(outline, recipe, args, sharded), args.device):
-            processes = args.world_size if sharded else processes
-            check_without_weights(recipe, args, outline, console, processes)
+        if outline is not None and not all_agree(fits(outline, recipe, args, sharding), args.device):
+            processes = args.world_size if sharding else processes
+            check_without_weights(recipe, args, outline, console, processes, sharding)
             return
         trainer = build_trainer(recipe)
         print_sources(trainer.train_dataset, console)
@@ -112,7 +112,7 @@ def check(recipe: Recipe, console: Console | None = None, processes: int | None 
         console.print(batch_table(batch, config.backbone_config.image_token_id if "chunks" in batch else None))
         if hasattr(config, "summary_lengths"):
             print_lengths(config, console)
-        console.print(measured_table(trainer, batch, reading, processes))
+        console.print(measured_table(trainer, batch, reading, processes, sharding))
 
 
 def check_processes(processes: int, recipe: Recipe, args: TrainingArguments) -> None:
@@ -121,7 +121,7 @@ def check_processes(processes: int, recipe: Recipe, args: TrainingArguments) -> 
         raise ValueError(f"--processes is {processes}; FSDP2 divides weights among 2 or more")
     if args.world_size not in (1, processes):
         raise ValueError(f"--processes is {processes}, but {args.world_size} were started; leave it out")
-    check_recipe(recipe, args, sharded=True)
+    check_recipe(recipe, args, Sharding())
 
 
 def check_without_weights(
@@ -130,6 +130,7 @@ def check_without_weights(
     outline: Fwd2BotForConditionalGeneration,
     console: Console,
     processes: int | None,
+    sharding: Sharding | None,
 ) -> None:
     """What `check` does where the weights do not fit into the memory."""
     processor = backbone_processor_of(recipe)
@@ -142,7 +143,7 @@ def check_without_weights(
     mixture.close()
     console.print(batch_table(batch, processor.image_token_id))
     print_lengths(outline.config, console)
-    console.print(counted_table(outline, recipe, args, batch, reading, processes))
+    console.print(counted_table(outline, recipe, args, batch, reading, processes, sharding))
 
 
 def print_lengths(config: Fwd2BotConfig, console: Console) -> None:

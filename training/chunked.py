@@ -169,8 +169,8 @@ class ChunkedStep:
         self.any_image = {f"compress_{name}": value for name, value in (any_image or {}).items()}
         if self.sharded and not gather:
             raise ValueError(
-                "contrastive.gather is false, but with FSDP2 all processes run the same passes, so that they "
-                "share one contrastive batch. Leave contrastive.gather out"
+                "contrastive.gather is false, but processes that divide the backbone run the same passes, so that "
+                "they share one contrastive batch. Leave contrastive.gather out"
             )
 
     def __call__(

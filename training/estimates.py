@@ -12,13 +12,13 @@ import torch
 from rich.box import SIMPLE
 from rich.table import Table
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
 from fwd2bot import Fwd2BotForConditionalGeneration
 
 from .recipe import Recipe
-from .sharding import divided_modules, divided_parameters, is_sharded
+from .sharding import ZERO3, Sharding, divided_parameters, held_part, is_divided, is_sharded, vision_layers
+from .zero3 import whole_size
 
 GB = 1024**3
 REACHED = 0.4  # share of a plain matrix product's speed that a training step may reach
@@ -27,12 +27,12 @@ PRODUCT = 2048  # rows and columns of the matrices whose product is timed
 
 @dataclasses.dataclass
 class DividedWeights:
-    """Bytes of weights that one process holds where N processes divide the frozen ones (`accelerate/fsdp2.yaml`).
+    """Bytes of weights that one process holds where N processes divide the frozen ones (see `sharding`).
 
     Args:
-        part: its N-th part of what is divided, which FSDP2 cuts by rows.
+        part: its N-th part of what is divided: FSDP2 cuts by rows, ZeRO-3 by elements.
         whole: what every process holds: the rest of what is frozen, and what trains.
-        gathered: of the largest divided module, which is whole while it runs.
+        gathered: of the modules that are whole at once, at most.
     """
 
     part: int
@@ -41,36 +41,59 @@ class DividedWeights:
 
     @property
     def most(self) -> int:
-        """At once: one module runs while the next one comes in."""
-        return self.part + self.whole + 2 * self.gathered
+        """At once."""
+        return self.part + self.whole + self.gathered
 
 
-def divided_weights(model: Fwd2BotForConditionalGeneration, processes: int) -> DividedWeights:
-    """What each of so many processes would hold of a model, which may be without its weights (on the device meta)."""
-    modules = list(divided_parameters(model).values())
-    part = sum(
-        -(-len(parameter) // processes) * (parameter.numel() // len(parameter)) * parameter.element_size()
-        for parameters in modules
-        for parameter in parameters
-    )
-    sizes = [memory(parameters) for parameters in modules]
-    return DividedWeights(part, memory(model.parameters()) - sum(sizes), max(sizes))
+def divided_weights(
+    model: Fwd2BotForConditionalGeneration, processes: int, sharding: Sharding | None = None
+) -> DividedWeights:
+    """What each of so many processes would hold of a model, which may be without its weights (on the device meta).
+
+    Args:
+        sharding: None: FSDP2 with its defaults.
+    """
+    sharding = sharding or Sharding()
+    divided = divided_parameters(model, sharding)
+    sizes = {module: memory(parameters) for module, parameters in divided.items()}
+    everything = [parameter for parameters in divided.values() for parameter in parameters]
+    part = sum(_part(parameter, processes, sharding) * parameter.element_size() for parameter in everything)
+    whole = memory(model.parameters()) - sum(sizes.values())
+    if sharding.method == ZERO3:  # until the backward pass of a layer is over, all of it may have come in
+        of_layers = [sum(sizes.get(part, 0) for part in layer.modules()) for layer in model.get_decoder().layers]
+        return DividedWeights(part, whole, max([*of_layers, *sizes.values()]))
+    if sharding.reshard_after_forward:  # one module runs while the next one comes in
+        return DividedWeights(part, whole, 2 * max(sizes.values()))
+    of_tower = [sizes.pop(module) for module in vision_layers(model)]
+    return DividedWeights(part, whole, sum(sizes.values()) + 2 * max(of_tower, default=0))
 
 
-def divided_rows(table: Table, divided: DividedWeights, processes: int) -> None:
+def _part(parameter: torch.Tensor, processes: int, sharding: Sharding) -> int:
+    """Elements of the first process's part, to which the others are padded."""
+    if sharding.method == ZERO3:
+        return -(-whole_size(parameter) // processes)
+    return -(-len(parameter) // processes) * (parameter.numel() // len(parameter))
+
+
+def divided_rows(table: Table, divided: DividedWeights, processes: int, sharding: Sharding) -> None:
     """The rows of a table that say so."""
-    whole = f"{size(divided.whole)} of it whole on each"
-    table.add_row(
-        f"weights on each of {processes} processes of fsdp2.yaml", f"{size(divided.part + divided.whole)}, {whole}"
-    )
-    table.add_row("and two modules that run, whole, at most", size(2 * divided.gathered))
+    held = f"{size(divided.part + divided.whole)}, {size(divided.whole)} of it whole on each"
+    table.add_row(f"weights on each of {processes} processes of {sharding.configuration}", held)
+    table.add_row("and of modules that are whole at once, at most", size(divided.gathered))
 
 
-def measured_table(trainer: Any, batch: dict[str, Any], reading: float, processes: int | None = None) -> Table:
+def measured_table(
+    trainer: Any,
+    batch: dict[str, Any],
+    reading: float,
+    processes: int | None = None,
+    sharding: Sharding | None = None,
+) -> Table:
     """Memory by counts, and time by one step on the real model; both are estimates.
 
     Args:
         processes: what each of so many would hold with FSDP2 is told, too.
+        sharding: how the model is divided.
     """
     model, args = trainer.model, trainer.args
     trainer.create_optimizer()
@@ -83,10 +106,10 @@ def measured_table(trainer: Any, batch: dict[str, Any], reading: float, processe
         before = torch.cuda.memory_allocated()
     seconds, kept = one_step(trainer, batch)
     table = Table("estimate", "", title="memory and time", box=SIMPLE, pad_edge=False)
-    table.add_row("parameters", f"{sum(p.numel() for p in everything):,}, of them trained {count(trained):,}")
-    if is_sharded(model):
-        divided = divided_weights(model, args.world_size)
-        divided_rows(table, divided, args.world_size)
+    table.add_row("parameters", f"{count(everything):,}, of them trained {count(trained):,}")
+    if sharding is not None:
+        divided = divided_weights(model, args.world_size, sharding)
+        divided_rows(table, divided, args.world_size, sharding)
         weights = divided.most
     else:
         table.add_row("weights", size(weights))
@@ -97,11 +120,12 @@ def measured_table(trainer: Any, batch: dict[str, Any], reading: float, processe
         table.add_row("activations (measured)", size(max(0, peak - before - gradients)))
         table.add_row("peak of the step (measured), and the optimizer", size(peak + 2 * gradients))
     else:
-        table.add_row("activations kept for the backward pass", size(kept))
+        again = " (and those of one layer, computed again)" if trainer.checkpoints_layers else ""
+        table.add_row(f"activations kept for the backward pass{again}", size(kept))
         table.add_row("in all", size(weights + 3 * gradients + kept))
-    if processes is not None and not is_sharded(model):
+    if processes is not None and sharding is None:
         divided = divided_weights(model, processes)
-        divided_rows(table, divided, processes)
+        divided_rows(table, divided, processes, Sharding())
         kept = max(0, peak - before - gradients) if cuda else kept
         table.add_row(f"in all, on each of these {processes}", size(divided.most + 3 * gradients + kept))
     per_step = seconds * args.gradient_accumulation_steps
@@ -120,9 +144,11 @@ def one_step(trainer: Any, batch: dict[str, Any]) -> tuple[float, int]:
     model = trainer.model
     kept = _Kept(storages_of(model))
     hooks = []
-    if is_sharded(model):  # FSDP2's own hooks come first
-        hooks = [module.register_forward_pre_hook(kept.own) for module in divided_modules(model)]
+    for module in model.modules() if is_sharded(model) else ():
+        if any(is_divided(value) for value in module.parameters(recurse=False)):
+            hooks += [module.register_forward_pre_hook(kept.begin), module.register_forward_hook(kept.end)]
     trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps  # as in train()
+    trainer.checkpoint_layers()
     started = time.perf_counter()
     with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda held: held.tensor):
         trainer.training_step(model, batch)
@@ -140,11 +166,15 @@ class _Kept:
 
     def __init__(self, owned: set[int]):
         self.owned, self.users = owned, Counter()
+        self.gathered: set[int] = set()  # of the module that runs; later others stand in their place
         self.bytes = self.peak = 0
 
-    def own(self, module: nn.Module, inputs: Any) -> None:
-        """Count the weights of a module no more, which have just been gathered."""
-        self.owned |= storages_of(module)
+    def begin(self, module: nn.Module, inputs: Any) -> None:
+        """The weights of a module are here, which runs now."""
+        self.gathered = {value.untyped_storage().data_ptr() for value in module.parameters(recurse=False)}
+
+    def end(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        self.gathered = set()
 
     def keep(self, tensor: torch.Tensor) -> "_Held":
         return _Held(self, tensor)
@@ -163,7 +193,8 @@ class _Held:
     def __init__(self, kept: _Kept, tensor: torch.Tensor):
         self.kept, self.tensor = kept, tensor
         storage = tensor.untyped_storage()
-        self.counted = None if storage.data_ptr() in kept.owned else (storage.data_ptr(), storage.nbytes())
+        is_weight = storage.data_ptr() in kept.owned or storage.data_ptr() in kept.gathered
+        self.counted = None if is_weight else (storage.data_ptr(), storage.nbytes())
         if self.counted is not None:
             kept.add(*self.counted, 1)
 
@@ -174,8 +205,7 @@ class _Held:
 
 def storages_of(module: nn.Module) -> set[int]:
     """Where the weights of a module are that this process holds."""
-    own = (value.to_local() if isinstance(value, DTensor) else value for value in module.parameters())
-    return {value.untyped_storage().data_ptr() for value in own}
+    return {held_part(value).untyped_storage().data_ptr() for value in module.parameters()}
 
 
 def size(amount: float) -> str:
@@ -200,12 +230,14 @@ def weights_of(model: Fwd2BotForConditionalGeneration, quantization: str | None)
     return rest + sum(packed.values()) * bits // 8
 
 
-def fits(model: Fwd2BotForConditionalGeneration, recipe: Recipe, args: TrainingArguments, sharded: bool) -> bool:
+def fits(
+    model: Fwd2BotForConditionalGeneration, recipe: Recipe, args: TrainingArguments, sharding: Sharding | None
+) -> bool:
     """Whether a model, given without its weights, can be loaded here, on this process's device."""
     weights, device = weights_of(model, recipe.model.quantization), args.device
     on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if sharded:  # each loads it whole, and keeps its part
-        part = divided_weights(model, args.world_size).most
+    if sharding is not None:  # each loads it whole, and keeps its part
+        part = divided_weights(model, args.world_size, sharding).most
         on_device = device.type == "cpu" or part <= free_memory(device)
         return on_device and weights * on_machine <= free_memory(torch.device("cpu"))
     return weights * (on_machine if device.type == "cpu" else 1) <= free_memory(device)
@@ -223,13 +255,16 @@ def counted_table(
     batch: dict[str, Any],
     reading: float,
     processes: int | None = None,
+    sharding: Sharding | None = None,
 ) -> Table:
     """Memory of the weights, and time from the number of tokens, where the weights do not fit into the memory.
 
     Args:
         model: without its weights.
-        processes: what each of so many would hold with FSDP2 is told, too.
+        processes: what each of so many would hold is told, too.
+        sharding: how they divide it; None: with FSDP2.
     """
+    sharding = sharding or Sharding()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     parameters = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
     tokens = sum(
@@ -250,7 +285,7 @@ def counted_table(
     table.add_row("weights", size(weights_of(model, recipe.model.quantization)))
     table.add_row("gradients and optimizer state, two moments at most", size(3 * memory(trained)))
     if processes is not None:
-        divided_rows(table, divided_weights(model, processes), processes)
+        divided_rows(table, divided_weights(model, processes, sharding), processes, sharding)
     table.add_row(f"free on {args.device}", size(free_memory(args.device)))
     table.add_row("tokens of a batch, over both passes", f"{tokens:,}")
     table.add_row(f"matrix product on {args.device} (measured)", f"{speed / 1e12:.2f} TFLOP/s")
@@ -274,8 +309,8 @@ def matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
 
 def memory(parameters: Iterable[torch.nn.Parameter]) -> int:
     """Bytes of whole parameters."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    return sum(whole_size(parameter) * parameter.element_size() for parameter in parameters)
 
 
 def count(parameters: Sequence[torch.nn.Parameter]) -> int:
-    return sum(parameter.numel() for parameter in parameters)
+    return sum(map(whole_size, parameters))

@@ -1,5 +1,7 @@
 """The Fwd2Bot that a recipe describes: on a backbone from a folder or the Hub, whole or quantised, new or trained."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,23 +15,24 @@ from transformers import (
 )
 
 from fwd2bot import Fwd2BotConfig, Fwd2BotForConditionalGeneration, Fwd2BotProcessor
-from fwd2bot.adapters_fwd2bot import lora_arguments
+from fwd2bot.adapters_fwd2bot import is_adapter_parameter, left_out_pattern, lora_arguments
 from fwd2bot.backbone_fwd2bot import load_backbone
 from fwd2bot.configuration_fwd2bot import STAGES
 from fwd2bot.folder_fwd2bot import check_name
 
 from .recipe import Fwd2BotModel, Recipe
 from .run_checks import check_connector
+from .sharding import Sharding
 
 
 def build_fwd2bot(
-    recipe: Recipe, args: TrainingArguments, sharded: bool = False
+    recipe: Recipe, args: TrainingArguments, sharding: Sharding | None = None
 ) -> tuple[Fwd2BotForConditionalGeneration, ProcessorMixin]:
     """The model, what trains of it in float32, and the backbone's processor.
 
     Args:
         args: a quantised backbone is loaded to their device; any other is moved there by the Trainer.
-        sharded: whether the run was started with FSDP2, see `sharding`.
+        sharding: how the processes of the run divide the backbone, if they do.
 
     Raises:
         ValueError: for a setting that does not fit `model.init_from`.
@@ -43,7 +46,7 @@ def build_fwd2bot(
     if chosen.quantization:
         loading |= {"quantization_config": quantization(chosen), "device_map": {"": args.device}}
     if chosen.init_from:
-        config = stored_config(recipe, args, sharded)
+        config = stored_config(recipe, args, sharding)
         model = Fwd2BotForConditionalGeneration.from_pretrained(chosen.init_from, config=config, **loading)
         processor = Fwd2BotProcessor.from_pretrained(chosen.init_from).backbone_processor
     else:
@@ -65,10 +68,13 @@ def build_fwd2bot(
     model.set_attn_implementation(chosen.attn_implementation)
     for parameter in model.mark_trainable().values():
         parameter.data = parameter.data.float()
+    mark_trained(model, chosen.trained_stage, chosen.freeze)
     return model, processor
 
 
-def outline_fwd2bot(recipe: Recipe, args: TrainingArguments, sharded: bool = False) -> Fwd2BotForConditionalGeneration:
+def outline_fwd2bot(
+    recipe: Recipe, args: TrainingArguments, sharding: Sharding | None = None
+) -> Fwd2BotForConditionalGeneration:
     """The model of `build_fwd2bot` without its weights (on the device meta), made of the config alone.
 
     Its parameters have the sizes and dtypes of a run, but for `model.quantization`, which is not looked at.
@@ -80,7 +86,7 @@ def outline_fwd2bot(recipe: Recipe, args: TrainingArguments, sharded: bool = Fal
     check_name(chosen.init_from or chosen.backbone, "Fwd2Bot" if chosen.init_from else "backbone")
     config = None
     if chosen.init_from:
-        config = stored_config(recipe, args, sharded)
+        config = stored_config(recipe, args, sharding)
         backbone_config = config.backbone_config
     else:
         backbone_config = AutoConfig.from_pretrained(chosen.backbone, revision=chosen.backbone_revision or "main")
@@ -97,7 +103,35 @@ def outline_fwd2bot(recipe: Recipe, args: TrainingArguments, sharded: bool = Fal
         model = Fwd2BotForConditionalGeneration(config, backbone=backbone)
     for parameter in model.mark_trainable().values():
         parameter.data = parameter.data.float()
+    mark_trained(model, chosen.trained_stage, chosen.freeze)
     return model
+
+
+def mark_trained(
+    model: Fwd2BotForConditionalGeneration, trained_stage: str = "both", freeze: Sequence[str] = ()
+) -> None:
+    """Set `requires_grad` on what a recipe trains of a model, by `model.trained_stage` and `model.freeze`.
+
+    Raises:
+        ValueError: a pattern fits nothing that would train, or all of them leave nothing.
+    """
+    names = list(model.mark_trainable())
+    if trained_stage != "both":
+        names = [name for name in names if re.search(left_out_pattern(trained_stage), name)]
+    fixed: set[str] = set()
+    for pattern in freeze:
+        found = [name for name in names if re.search(pattern, name)]
+        if not found:
+            adapters, rest = ([name for name in names if is_adapter_parameter(name) == own] for own in (True, False))
+            raise ValueError(
+                f"model.freeze has {pattern!r}, which fits nothing that trains. That is {', '.join(rest)}"
+                f"{' and ' if rest else ''}{len(adapters)} weights of adapters, such as {adapters[0]}"
+            )
+        fixed.update(found)
+    if fixed.issuperset(names):
+        raise ValueError(f"model.freeze is {list(freeze)}, which leaves nothing to train; leave something out of it")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names and name not in fixed)
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
@@ -110,7 +144,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def stored_config(recipe: Recipe, args: TrainingArguments, sharded: bool) -> Fwd2BotConfig:
+def stored_config(recipe: Recipe, args: TrainingArguments, sharding: Sharding | None) -> Fwd2BotConfig:
     """The config of `model.init_from` with what the recipe sets.
 
     Raises:
@@ -125,7 +159,7 @@ def stored_config(recipe: Recipe, args: TrainingArguments, sharded: bool) -> Fwd
             "and the two have different weights. Leave it out, or begin with a new model"
         )
     config = Fwd2BotConfig.from_dict(stored | settings)
-    check_connector(recipe, args, config.train_connector, sharded)
+    check_connector(recipe, args, config.train_connector, sharding)
     return config
 
 

@@ -1,6 +1,7 @@
 """Recipes: a YAML file and `key=value` overrides, checked as a whole before anything runs."""
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -73,8 +74,11 @@ class Fwd2BotModel:
     init_from: str | None = None
     # "both" stages; or "generate": its adapter alone, so that summaries and embeddings stay as they are.
     trained_stage: str = "both"
+    # Of what would train, what stays as it is: regular expressions that are searched for in names of parameters.
+    freeze: list[str] = field(default_factory=list)
 
     def __post_init__(self):
+        check_patterns("model.freeze", self.freeze)
         quantizations = (*QUANTIZATIONS, None)
         for name, allowed in (
             ("trained_stage", TRAINED_STAGES),
@@ -96,6 +100,15 @@ class Fwd2BotModel:
                 "model.trained_stage is generate, which learns from summaries that are good already; name the trained "
                 "Fwd2Bot in model.init_from, or train both stages"
             )
+
+
+def check_patterns(key: str, patterns: Sequence[Any]) -> None:
+    """Raise `ValueError` for what is no list of regular expressions."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise ValueError(f"{key} has {pattern!r}, which is no regular expression ({error})") from error
 
 
 @dataclass

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from fwd2bot.adapter_checkpoint_fwd2bot import OWN_WEIGHTS
 
 from .recipe import Recipe
+from .sharding import Sharding
 from .source_recipe import SourcesData
 
 # What a run that goes on may have changed: how long it is, what it shows, saves and evaluates, and how it is computed.
@@ -56,11 +57,11 @@ RECIPE, PROCESSES = "recipe.json", "processes.json"  # in the folder of a run
 FREE = ("training.", "model.config.", "model.adapters.", "optimizer.learning_rates.", "data.questions.")
 
 
-def check_recipe(recipe: Recipe, args: TrainingArguments, sharded: bool = False) -> None:
+def check_recipe(recipe: Recipe, args: TrainingArguments, sharding: Sharding | None = None) -> None:
     """Raise `ValueError` for settings that cannot be together, before anything is loaded.
 
     Args:
-        sharded: whether the run was started with FSDP2, see `sharding`.
+        sharding: how the processes of the run divide the backbone, if they do.
     """
     if isinstance(recipe.data, SourcesData) and args.train_sampling_strategy != "random":
         raise ValueError(
@@ -68,15 +69,16 @@ def check_recipe(recipe: Recipe, args: TrainingArguments, sharded: bool = False)
             "the mixture, and each batch is put in the order of its lengths. Leave it out"
         )
     if recipe.kind != "fwd2bot":
-        if sharded:
+        if sharding:
             raise ValueError(
-                "FSDP2 divides the frozen weights of a Fwd2Bot's backbone, and kind: backbone trains all it has. "
-                "Start it with ddp.yaml"
+                f"{sharding.method} divides the frozen weights of a Fwd2Bot's backbone, and kind: backbone trains all "
+                "it has. Start it with ddp.yaml"
             )
         return
-    for name in ("quantization", "train_connector") if sharded else ():
+    for name in ("quantization", "train_connector") if sharding else ():
         if getattr(recipe.model, name):
-            raise ValueError(f"model.{name} cannot be with FSDP2; start the run with ddp.yaml, or leave it out")
+            method = sharding.method
+            raise ValueError(f"model.{name} cannot be with {method}; start the run with ddp.yaml, or leave it out")
     if args.label_smoothing_factor:
         raise ValueError(
             f"training.label_smoothing_factor is {args.label_smoothing_factor}, which the losses of a Fwd2Bot do not "
@@ -109,18 +111,18 @@ def check_recipe(recipe: Recipe, args: TrainingArguments, sharded: bool = False)
         raise ValueError("model.adapters are those of model.init_from, which has them already; leave one of them out")
 
 
-def check_connector(recipe: Recipe, args: TrainingArguments, trained: bool, sharded: bool = False) -> None:
+def check_connector(recipe: Recipe, args: TrainingArguments, trained: bool, sharding: Sharding | None = None) -> None:
     """Raise `ValueError` if the connector of `model.init_from` trains, and the run could not save it.
 
     Args:
         trained: `train_connector` of that model, which the recipe cannot undo.
-        sharded: whether the run was started with FSDP2, see `sharding`.
+        sharding: how the processes of the run divide the backbone, if they do.
     """
     if not trained:
         return
     source = recipe.model.init_from
     for name, is_set, remedy in (
-        ("FSDP2", sharded, "start the run with ddp.yaml"),
+        (sharding and sharding.method, sharding, "start the run with ddp.yaml"),
         ("model.quantization", recipe.model.quantization, "leave that out"),
     ):
         if is_set:
@@ -196,21 +198,21 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def check_same_run(
-    recipe: Recipe, folder: Path, checkpoint: Path | None, world_size: int | None, sharded: bool = False
+    recipe: Recipe, folder: Path, checkpoint: Path | None, world_size: int | None, sharding: Sharding | None = None
 ) -> None:
     """Raise `ValueError`, naming what differs, if the run of a checkpoint was begun otherwise.
 
     Args:
         world_size: processes of this start. With another number the samples that come next are others: some rows would
             be skipped and some learnt twice. None: not looked at.
-        sharded: whether this start has FSDP2, for which a checkpoint holds the adapters alone.
+        sharding: how this start divides the backbone; then a checkpoint holds the adapters alone.
     """
     if checkpoint is None:
         return
-    if sharded and not (checkpoint / OWN_WEIGHTS).is_file():
+    if sharding and not (checkpoint / OWN_WEIGHTS).is_file():
         raise ValueError(
-            f"{checkpoint} has the whole backbone, and a run with FSDP2 saves and loads the adapters alone. Go on "
-            "with it as it was begun (ddp.yaml), or choose another training.output_dir"
+            f"{checkpoint} has the whole backbone, and a run with {sharding.method} saves and loads the adapters "
+            "alone. Go on with it as it was begun (ddp.yaml), or choose another training.output_dir"
         )
     if recipe.resume == "anyway":
         return

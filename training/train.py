@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import FullyShardedDataParallelPlugin
 from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
@@ -41,7 +40,7 @@ from .run_checks import (
 )
 from .samples import SampleCallback
 from .scenes import corpus
-from .sharding import shard_frozen, take_over_sharding
+from .sharding import Sharding, shard_frozen, take_over_sharding
 from .source_recipe import SourcesData
 from .sources import SourceBackboneCollator, SourceCollator, UnusableRowsError, open_sources, run_mixture, texts_of
 from .tokenizer import train_tokenizer
@@ -130,12 +129,12 @@ def build_trainer(recipe: Recipe) -> StageTrainer:
     """
     sharding = take_over_sharding()
     args = training_arguments(recipe.training)
-    check_recipe(recipe, args, sharding is not None)
+    check_recipe(recipe, args, sharding)
     output_dir = Path(args.output_dir)
     with args.main_process_first(local=False):
         check_folder(output_dir)
         checkpoint = newest_checkpoint(output_dir) if recipe.resume else None
-        check_same_run(recipe, output_dir, checkpoint, args.world_size, sharding is not None)
+        check_same_run(recipe, output_dir, checkpoint, args.world_size, sharding)
         if args.process_index == 0:
             write_whole(output_dir / RECIPE, json.dumps(recipe.to_dict(), indent=2) + "\n")
             write_whole(output_dir / PROCESSES, json.dumps({"world_size": args.world_size}) + "\n")
@@ -205,13 +204,11 @@ def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
     )
 
 
-def _fwd2bot_stage(
-    recipe: Recipe, args: TrainingArguments, sharding: FullyShardedDataParallelPlugin | None
-) -> StageTrainer:
+def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments, sharding: Sharding | None) -> StageTrainer:
     sources = open_sources(recipe.data) if isinstance(recipe.data, SourcesData) else None
-    model, backbone_processor = build_fwd2bot(recipe, args, sharding is not None)
+    model, backbone_processor = build_fwd2bot(recipe, args, sharding)
     if sharding is not None:
-        shard_frozen(model, args.device, sharding.reshard_after_forward)
+        shard_frozen(model, args.device, sharding)
     processor = Fwd2BotProcessor(
         backbone_processor, image_prompt=model.config.image_prompt, text_prompt=model.config.text_prompt
     )
@@ -236,6 +233,7 @@ def _fwd2bot_stage(
         processing_class=processor,
         optimizer_recipe=recipe.optimizer,
         trained_stage=recipe.model.trained_stage,
+        freeze=recipe.model.freeze,
         gather=recipe.contrastive.gather,
         validation=validation,
     )

@@ -1,9 +1,9 @@
 """The HF Trainer for both stages: strict checkpoints, our optimizer, packed rows, the parts of the loss in the log."""
 
 import json
-import re
 import shutil
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,20 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedModel, Trainer, TrainerState
+from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from fwd2bot.adapter_checkpoint_fwd2bot import OWN_WEIGHTS, fill_adapters, read_adapters
-from fwd2bot.adapters_fwd2bot import left_out_pattern
 from fwd2bot.configuration_fwd2bot import STAGES
 from fwd2bot.packing_fwd2bot import packed_attention_mask
 from fwd2bot.quantization_fwd2bot import is_quantized
 
+from . import zero3
 from .chunked import ChunkedStep, as_batch, count_labels
 from .commands import STEPS
 from .data import IGNORED
+from .fwd2bot_model import mark_trained
 from .gathering import average_gradients, gather_counts, world_size
 from .optimizers import build_optimizer
 from .recipe import TRAINED_STAGES, OptimizerRecipe
@@ -37,6 +38,9 @@ logger = logging.get_logger(__name__)
 
 STATE_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
 WEIGHTS = (SAFE_WEIGHTS_NAME, OWN_WEIGHTS)  # either
+# transformers 5.23 renamed `gradient_checkpointing`.
+RENAMED = hasattr(TrainingArguments, "activation_checkpointing")
+CHECKPOINTING = "activation_checkpointing" if RENAMED else "gradient_checkpointing"
 INCOMPLETE = "checkpoint-is-incomplete.txt"  # the Trainer's own name, for checkpoints begun on a signal
 
 
@@ -55,10 +59,23 @@ class StageTrainer(Trainer):
             if enabled:
                 raise ValueError(
                     f"{type(self).__name__} cannot save or resume weights that {name} shards. Runs in one process and "
-                    "DDP runs work; fwd2bot.training.train with accelerate/fsdp2.yaml divides the frozen weights."
+                    "DDP runs work; fwd2bot.training.train with accelerate/fsdp2.yaml or zero3.yaml divides frozen "
+                    "weights."
                 )
         self.optimizer_recipe = optimizer_recipe or OptimizerRecipe()
         self._parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    @property
+    def checkpoints_layers(self) -> bool:
+        """Whether layers keep no activations and compute them again."""
+        return bool(getattr(self.args, CHECKPOINTING))
+
+    def checkpoint_layers(self) -> None:
+        """Have them do so, as `train` does where the arguments ask for it; for a step without `train`."""
+        if self.checkpoints_layers:
+            options = dict(getattr(self.args, f"{CHECKPOINTING}_kwargs") or {})
+            apart = {name: options.pop(name) for name in ("every_n_layers", "offload") if name in options}
+            getattr(self.model, f"{CHECKPOINTING}_enable")(options or None, **apart)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -196,18 +213,20 @@ class Fwd2BotTrainer(StageTrainer):
 
     Args:
         trained_stage: "both", or "generate" for the adapter of that stage alone.
+        freeze: patterns of the names of what does not train all the same, see `mark_trained`.
         gather: whether the contrastive loss is over the batches of all processes.
         validation: its figures join those of every evaluation, as `eval_accuracy` and so on.
 
     Raises:
-        ValueError: for several GPUs in one process, torch.compile, or labels that are to be averaged process by
-            process.
+        ValueError: for several GPUs in one process, torch.compile, labels that are to be averaged process by process,
+            or `freeze` that fits nothing or leaves nothing.
     """
 
     def __init__(
         self,
         *args: Any,
         trained_stage: str = "both",
+        freeze: Sequence[str] = (),
         gather: bool = True,
         validation: Validation | None = None,
         **kwargs: Any,
@@ -230,17 +249,19 @@ class Fwd2BotTrainer(StageTrainer):
                 "training.average_tokens_across_devices is false, but the mean over the labels is always that over "
                 "all processes here. Leave it out"
             )
-        self.trained_stage, self.validation = trained_stage, validation
+        self.trained_stage, self.freeze, self.validation = trained_stage, freeze, validation
         whole = self.accelerator.unwrap_model(self.model)
+        mark_trained(whole, trained_stage, freeze)
+        if any(zero3.is_divided(value) for value in whole.parameters()):
+            given = getattr(self.args, f"{CHECKPOINTING}_kwargs") or {}
+            setattr(self.args, f"{CHECKPOINTING}_kwargs", given | zero3.RECOMPUTATION)
         black = self.processing_class.process_images([Image.new("RGB", (32, 32))]) if is_sharded(whole) else {}
         self._step = ChunkedStep(whole, gather, {name: value.to(whole.device) for name, value in black.items()})
         self._place = (-1, 0)  # the optimiser step, and the batch in it
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:  # from_pretrained undoes what a constructor froze, so it is done here
-            for name, parameter in self.model.mark_trainable().items():
-                if self.trained_stage != "both" and not re.search(left_out_pattern(self.trained_stage), name):
-                    parameter.requires_grad_(False)
+        if self.optimizer is None:  # whatever was marked since
+            mark_trained(self.model, self.trained_stage, self.freeze)
         return super().create_optimizer(model)
 
     def training_step(

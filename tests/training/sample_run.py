@@ -15,7 +15,7 @@ import tiny
 import torch
 
 from fwd2bot.training.recipe import OptimizerRecipe
-from fwd2bot.training.sharding import shard_frozen
+from fwd2bot.training.sharding import Sharding, shard_frozen
 from fwd2bot.training.train import training_arguments
 from fwd2bot.training.trainer import Fwd2BotTrainer
 
@@ -80,7 +80,7 @@ def build(
     chunk: int | None = None,
     accumulation: int = 1,
     optimizer: str = "adamw",
-    shard: bool = False,
+    shard: str | None = None,
     **training: Any,
 ) -> Fwd2BotTrainer:
     values = {
@@ -99,7 +99,7 @@ def build(
     model = tiny.tiny_fwd2bot(summary_lengths=[1, 2, 4])
     arguments = training_arguments(values)
     if shard:
-        shard_frozen(model, arguments.device)
+        shard_frozen(model, arguments.device, Sharding(shard))
     return InOrder(
         model,
         arguments,

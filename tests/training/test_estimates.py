@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import sharded_weights
@@ -19,8 +20,10 @@ from fwd2bot.training.check import check
 from fwd2bot.training.estimates import divided_weights, weights_of
 from fwd2bot.training.fwd2bot_model import build_fwd2bot, outline_fwd2bot
 from fwd2bot.training.recipe import load_recipe
+from fwd2bot.training.sharding import FSDP2, ZERO3, Sharding
 from fwd2bot.training.train import main, training_arguments
 
+NEEDS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
 LAYERS = (".language_model.layers.", ".encoder.layers.")
 
 
@@ -70,9 +73,25 @@ def test_part_of_a_process_is_that_of_layers_and_of_embeddings_that_are_apart(ti
     rows = {name: math.ceil(len(weights[name]) / 3) for name in divided}
     assert found.part == 4 * sum(rows[name] * weights[name][0].numel() for name in divided)
     assert found.whole == 4 * sum(value.numel() for name, value in weights.items() if name not in divided)
-    one_layer = 4 * sum(value.numel() for name, value in weights.items() if f"{LAYERS[0]}0." in name and name in rows)
-    of_words = 4 * weights[words[0]].numel() if words else 0
-    assert found.gathered == max(one_layer, of_words)
+    one_layer, of_tower = (
+        4 * sum(value.numel() for name, value in weights.items() if f"{part}0." in name and name in rows)
+        for part in LAYERS
+    )
+    of_words = [4 * weights[name].numel() for name in words]
+    assert found.gathered == 2 * max(one_layer, of_tower, *of_words)
+    stay = divided_weights(model, 3, Sharding(reshard_after_forward=False))
+    assert (stay.part, stay.whole) == (found.part, found.whole)
+    assert stay.gathered == 2 * one_layer + sum(of_words) + 2 * of_tower  # it has two layers
+
+
+def test_zero3_divides_what_lies_in_modules_of_which_nothing_trains(tiny_fwd2bot):
+    weights = dict(tiny_fwd2bot.named_parameters())
+    divided = {name: value for name, value in weights.items() if of_divided_layers(name)}
+    divided["backbone.lm_head.weight"] = weights["backbone.lm_head.weight"]  # not the embeddings: there are queries
+    found = divided_weights(tiny_fwd2bot, 3, Sharding(ZERO3))
+    assert found.part == 4 * sum(math.ceil(value.numel() / 3) for value in divided.values())
+    assert found.whole == 4 * sum(value.numel() for name, value in weights.items() if name not in divided)
+    assert found.gathered == 4 * divided["backbone.lm_head.weight"].numel()
 
 
 def test_scalar_of_a_layer_and_an_adapter_that_does_not_train_stay_whole(tiny_fwd2bot):
@@ -84,22 +103,43 @@ def test_scalar_of_a_layer_and_an_adapter_that_does_not_train_stay_whole(tiny_fw
     assert (after.part, after.whole, after.gathered) == (before.part, before.whole + 4, before.gathered)
 
 
-def test_process_holds_what_the_estimate_says(tmp_path):
+@pytest.mark.parametrize("method", [FSDP2, pytest.param(ZERO3, marks=[pytest.mark.slow, NEEDS_DEEPSPEED])])
+def test_process_holds_what_the_estimate_says(tmp_path, method):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command += [sharded_weights.__file__, str(tmp_path / "held.json")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command += [sharded_weights.__file__, method, str(tmp_path / "held.json")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     told = json.loads((tmp_path / "held.json").read_text())
     assert told["held"] == told["estimate"]["part"] + told["estimate"]["whole"]
     assert told["estimate"]["part"] > told["estimate"]["whole"] / 4 > 0
     assert not any(of_divided_layers(name) for name in told["whole"])
+    assert told["whole"] == told["expected_whole"]
+    assert told["kept"][1] < told["kept"][0] / 4  # with checkpointed layers
+    if method == FSDP2:
+        assert told["kept_sharded"] == told["kept"]  # gathered weights are none of it, and what comes later there is
+    else:
+        assert all(more >= kept for kept, more in zip(told["kept"], told["kept_sharded"], strict=True))
+        assert told["kept_sharded"][0] < 1.1 * told["kept"][0]  # DeepSpeed's linear layers keep their inputs, too
+        assert 0 < told["gathered"] <= told["estimate"]["gathered"] and not told["left"]
 
 
 def said(recipe, overrides=(), processes=None):
     output = io.StringIO()
     check(load_recipe(recipe, list(overrides)), Console(file=output, width=200, color_system=None), processes)
     return output.getvalue()
+
+
+def test_check_tries_the_step_with_checkpointed_layers(tmp_path):
+    recipe = write_source_recipe(tmp_path, tmp_path / "run")
+    row = "activations kept for the backward pass"
+    plain, checkpointed = (
+        next(line for line in said(recipe, overrides).splitlines() if row in line)
+        for overrides in ([], [f"training.{tiny.CHECKPOINTING}=true"])
+    )
+    assert "one layer, computed again" in checkpointed and "computed again" not in plain
+    kept = [float(line.removesuffix(" MB").split()[-1]) for line in (checkpointed.rstrip(), plain.rstrip())]
+    assert 0 < kept[0] < kept[1] / 2
 
 
 def test_check_tells_what_each_of_several_processes_would_hold(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from fwd2bot.training.recipe import load_recipe
 from fwd2bot.training.train import train
 
 CONFIGURATIONS = Path(fwd2bot.training.__file__).parent / "accelerate"
+NEEDS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
 OPTIONS = {"max_steps": 20, "save_steps": 10, "logging_steps": 1}
 
 
@@ -44,8 +46,15 @@ def logged(folder: Path, step: int) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--fsdp_reshard_after_forward", "false")])
-def test_launched_processes_log_what_one_process_logs(tmp_path, options):
+@pytest.mark.parametrize(
+    ("configuration", "options"),
+    [
+        ("fsdp2.yaml", ()),
+        ("fsdp2.yaml", ("--fsdp_reshard_after_forward", "false")),
+        pytest.param("zero3.yaml", (), marks=NEEDS_DEEPSPEED),
+    ],
+)
+def test_launched_processes_log_what_one_process_logs(tmp_path, configuration, options):
     """Over 20 steps, with chunks, some without a picture, checkpointed layers and evaluation by generation.
 
     And gone on with from step 10.
@@ -65,7 +74,7 @@ def test_launched_processes_log_what_one_process_logs(tmp_path, options):
     one = write_source_recipe(tmp_path, tmp_path / "one", sections, **judged, per_device_train_batch_size=8)
     train(load_recipe(one))
     two = write_source_recipe(tmp_path, tmp_path / "two", sections, **judged)
-    started = launch("fsdp2.yaml", two, options=options)
+    started = launch(configuration, two, options=options)
     assert started.returncode == 0, started.stderr[-4000:]
     found, expected = logged(tmp_path / "two", 20), logged(tmp_path / "one", 20)
     assert len(found) == len(expected) == 20
@@ -77,16 +86,17 @@ def test_launched_processes_log_what_one_process_logs(tmp_path, options):
     backbone = Fwd2BotForConditionalGeneration.from_pretrained(tmp_path / "two" / "final")
     assert backbone.trained_parameters()
     shutil.rmtree(tmp_path / "two" / "checkpoint-20")
-    again = launch("fsdp2.yaml", two, options=options)
+    again = launch(configuration, two, options=options)
     assert again.returncode == 0, again.stderr[-4000:]
     assert logged(tmp_path / "two", 20) == found
 
 
 @pytest.mark.slow
-def test_check_behind_the_launcher_tries_a_divided_step_and_prints_once(tmp_path):
+@pytest.mark.parametrize("configuration", ["fsdp2.yaml", pytest.param("zero3.yaml", marks=NEEDS_DEEPSPEED)])
+def test_check_behind_the_launcher_tries_a_divided_step_and_prints_once(tmp_path, configuration):
     recipe = write_source_recipe(tmp_path, tmp_path / "run")
-    started = launch("fsdp2.yaml", recipe, "--check")
+    started = launch(configuration, recipe, "--check")
     assert started.returncode == 0, started.stderr[-4000:]
-    assert started.stdout.count("weights on each of 2 processes of fsdp2.yaml") == 1
+    assert started.stdout.count(f"weights on each of 2 processes of {configuration}") == 1
     assert started.stdout.count("one step on cpu") == 1
     assert not (tmp_path / "run").exists()

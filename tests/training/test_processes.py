@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ import tiny
 import torch
 
 from fwd2bot import Fwd2BotForConditionalGeneration
-from fwd2bot.training.sharding import shard_frozen
+from fwd2bot.training.sharding import FSDP2, ZERO3, Sharding, shard_frozen
 
 PROGRAM = Path(sample_run.__file__)
+NEEDS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+METHODS = {FSDP2: (), ZERO3: NEEDS_DEEPSPEED}
 EXACT = ("loss", "grad_norm")  # logged in full
 
 
@@ -52,8 +55,11 @@ def test_two_processes_log_what_one_logs(tmp_path):
         {},
         {"accumulation": 2},
         {"chunk": 1, tiny.CHECKPOINTING: True},
-        {"chunk": 3, "shard": True},
-        {"shard": True, tiny.CHECKPOINTING: True},
+        *(
+            pytest.param({**options, "shard": method}, marks=marks)
+            for method, marks in METHODS.items()
+            for options in ({"chunk": 3}, {tiny.CHECKPOINTING: True})
+        ),
     ],
 )
 def test_two_processes_log_what_one_logs_over_twenty_steps(tmp_path, options):
@@ -64,8 +70,9 @@ def test_two_processes_log_what_one_logs_over_twenty_steps(tmp_path, options):
 
 
 @pytest.mark.slow
-def test_sharded_run_is_saved_gone_on_from_and_loaded(tmp_path):
-    options = {"batch": 4, "steps": 6, "chunk": 3, "shard": True, "save_strategy": "steps", "save_steps": 3}
+@pytest.mark.parametrize("method", [pytest.param(method, marks=marks) for method, marks in METHODS.items()])
+def test_sharded_run_is_saved_gone_on_from_and_loaded(tmp_path, method):
+    options = {"batch": 4, "steps": 6, "chunk": 3, "shard": method, "save_strategy": "steps", "save_steps": 3}
     options["output_dir"] = str(tmp_path)
     expected = launch(2, **options, save_final=True)
     shutil.rmtree(tmp_path / "checkpoint-6")
@@ -76,6 +83,7 @@ def test_sharded_run_is_saved_gone_on_from_and_loaded(tmp_path):
     assert all(not torch.equal(value, start[name]) for name, value in loaded.trained_parameters().items())
 
 
-def test_sharding_among_one_process_is_refused(tiny_fwd2bot):
-    with pytest.raises(ValueError, match="this run has one. Start several"):
-        shard_frozen(tiny_fwd2bot, torch.device("cpu"))
+@pytest.mark.parametrize("method", [FSDP2, ZERO3])
+def test_sharding_among_one_process_is_refused(tiny_fwd2bot, method):
+    with pytest.raises(ValueError, match=f"^{method} divides .* this run has one. Start several"):
+        shard_frozen(tiny_fwd2bot, torch.device("cpu"), Sharding(method))

@@ -100,6 +100,8 @@ def test_override_inside_a_single_value_is_fatal():
     ("override", "message"),
     [
         ("data.several.shares=0.5", "unknown key shares in data.several; .*share"),
+        ("model.freeze=['(']", r"model.freeze has '\(', which is no regular expression"),
+        ("model.freeze=[1]", "model.freeze has 1, which is no regular expression"),
         ("model.trained_stage=compress", "model.trained_stage is 'compress'; choose one of both, generate"),
         ("data.several.share=1.5", "data.several.share is 1.5; it must be in 0..1"),
         ("data.several.share=half", "data.several.share is 'half', of type str; it must be float"),

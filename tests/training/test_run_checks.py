@@ -157,9 +157,18 @@ def test_precision_that_the_machine_does_not_have_is_named(tmp_path, monkeypatch
         build_trainer(load_recipe(recipe_file(tmp_path), overrides))
 
 
-def test_deepspeed_is_refused_by_name(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ZERO_STAGE", "2", "has zero_stage 2; choose 3, as accelerate/zero3.yaml"),
+        ("OFFLOAD_PARAM_DEVICE", "cpu", "has offload_param_device cpu for DeepSpeed, which is not supported"),
+        ("CONFIG_FILE", "ds.json", "has config_file ds.json for DeepSpeed, which is not supported"),
+    ],
+)
+def test_what_deepspeed_is_not_used_for_is_refused_by_name(tmp_path, monkeypatch, name, value, message):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(SystemExit, match="^error: the accelerate configuration asks for DeepSpeed.*fsdp2.yaml"):
+    monkeypatch.setenv(f"ACCELERATE_DEEPSPEED_{name}", value)
+    with pytest.raises(SystemExit, match=f"^error: the accelerate configuration {message}"):
         main([str(recipe_file(tmp_path))])
 
 
@@ -171,7 +180,7 @@ def test_plain_backbone_is_not_trained_with_fsdp2(tmp_path, fsdp2):
 
 def test_what_the_launcher_asks_of_fsdp_is_kept_for_all_runs_of_the_process(fsdp2):
     first = sharding.take_over_sharding()
-    assert first is not None and first.fsdp_version == 2
+    assert first == sharding.Sharding("FSDP2") and first.configuration == "fsdp2.yaml"
     assert "ACCELERATE_USE_FSDP" not in os.environ
     assert sharding.take_over_sharding() is first
 

@@ -112,6 +112,37 @@ def test_training_of_the_generate_stage_alone_leaves_summaries_and_embeddings_as
     assert not any("contrastive" in name for entry in logs for name in entry)
 
 
+def test_frozen_parts_stay_as_they_are_also_in_a_run_that_is_gone_on_with(fwd2bot_run, several_run, tmp_path):
+    overrides = ["model.freeze=[summary_projector, logit_scale, 'layers[.]0[.].*[.]compress[.]']"]
+    recipe = load_recipe(several_run[0], [*overrides, f"training.output_dir={tmp_path}"])
+    final = train(recipe)
+    before = Fwd2BotForConditionalGeneration.from_pretrained(fwd2bot_run[1] / "checkpoint-4").state_dict()
+    model = Fwd2BotForConditionalGeneration.from_pretrained(final)
+    after = model.state_dict()
+    frozen = {name for name in after if name.startswith("summary_projector.") or name == "logit_scale"}
+    frozen |= {name for name in after if "layers.0." in name and ".compress." in name}
+    assert len(frozen) > 3
+    moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert moved == set(model.trained_parameters()) - frozen
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    again = Fwd2BotForConditionalGeneration.from_pretrained(train(recipe)).state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in again.items())
+    with pytest.raises(ValueError, match="model.freeze was .* and is"):
+        build_trainer(load_recipe(several_run[0], ["model.freeze=[]", f"training.output_dir={tmp_path}"]))
+
+
+@pytest.mark.parametrize(
+    ("freeze", "message"),
+    [
+        ("[projector, connector]", r"model.freeze has 'connector', which fits nothing that trains.*summary_queries"),
+        ("['.']", r"model.freeze is \['.'\], which leaves nothing to train"),
+    ],
+)
+def test_freezing_of_nothing_or_all_is_refused(several_run, tmp_path, freeze, message):
+    with pytest.raises(ValueError, match=message):
+        build_trainer(load_recipe(several_run[0], [f"model.freeze={freeze}", f"training.output_dir={tmp_path}"]))
+
+
 def test_trained_backbone_loads_with_every_tensor(backbone_run):
     recipe, folder, _ = backbone_run
     model, info = LlavaForConditionalGeneration.from_pretrained(folder / "final", output_loading_info=True)
