@@ -110,19 +110,20 @@ def shard_frozen(
     divided = divided_parameters(model, sharding)
     model.mark_trainable()
     if sharding.method == ZERO3:
-        zero3.divide(model, list(divided), vision_layers(model), device)
+        zero3.divide(model, list(divided), device)
     else:
-        _divide_by_fsdp2(model, divided, device, sharding.reshard_after_forward)
+        divide_by_fsdp2(model, divided, device, sharding.reshard_after_forward)
     # DDP, with which accelerate wraps the model, leaves these alone
     model._ddp_params_and_buffers_to_ignore = [name for name, value in model.named_parameters() if is_divided(value)]
 
 
-def _divide_by_fsdp2(
+def divide_by_fsdp2(
     model: Fwd2BotForConditionalGeneration,
     divided: dict[nn.Module, list[nn.Parameter]],
     device: torch.device,
     reshard_after_forward: bool,
 ) -> None:
+    """`shard_frozen` by FSDP2, of modules and what is divided of each."""
     mesh = init_device_mesh(device.type, (world_size(),))
     of_tower = set(vision_layers(model))
     for module, parameters in divided.items():

@@ -22,6 +22,10 @@ READS_ITS_BASE = ("use_dora", "target_parameters")
 RECOMPUTATION = {"use_reentrant": False, "determinism_check": "none", "early_stop": False}
 
 
+# In language models with a recurrent state the layer reads their weights, and does not run them.
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
 def check_launched() -> None:
     """Raise `ValueError` for what `accelerate launch` asks of DeepSpeed and this trainer has not; see `sharding`.
 
@@ -58,22 +62,20 @@ def frozen_parts(module: nn.Module, trained: set[int]) -> Iterator[nn.Module]:
     Args:
         trained: the `id` of each parameter that trains.
     """
-    parameters = list(module.parameters())
-    if parameters and all(value.ndim and id(value) not in trained for value in parameters):
-        yield module
+    parameters, is_list = list(module.parameters()), isinstance(module, nn.ModuleList)  # which itself never runs
+    if parameters and not is_list and all(value.ndim and id(value) not in trained for value in parameters):
+        if not isinstance(module, CONVOLUTIONS):
+            yield module
         return
     for child in module.children():
         yield from frozen_parts(child, trained)
 
 
-def divide(
-    model: Fwd2BotForConditionalGeneration, parts: list[nn.Module], at_once: list[nn.Module], device: torch.device
-) -> None:
-    """Leave each process its part of the weights of some modules.
+def divide(model: Fwd2BotForConditionalGeneration, parts: list[nn.Module], device: torch.device) -> None:
+    """Leave each process its part of the weights of some modules, each of which is gathered as one when it runs.
 
     Args:
         parts: none within another, of none a weight trains.
-        at_once: those of them that are gathered as one; of the others the modules within, each by itself.
 
     Raises:
         ValueError: for adapters that read a weight of the backbone while its module does not run.
@@ -88,7 +90,7 @@ def divide(
     from deepspeed.utils import set_z3_leaf_module
 
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
-    for module in at_once:
+    for module in parts:
         set_z3_leaf_module(module, True)
     hooks = DeepSpeedZeRoOffload(
         nn.ModuleList(parts),

@@ -14,6 +14,7 @@ import tiny
 import torch
 
 from fwd2bot import Fwd2BotForConditionalGeneration
+from fwd2bot.training import zero3
 from fwd2bot.training.sharding import FSDP2, ZERO3, Sharding, shard_frozen
 
 PROGRAM = Path(sample_run.__file__)
@@ -56,7 +57,7 @@ def test_two_processes_log_what_one_logs(tmp_path):
         {"accumulation": 2},
         {"chunk": 1, tiny.CHECKPOINTING: True},
         *(
-            pytest.param({**options, "shard": method}, marks=marks)
+            pytest.param({**options, "shard": method}, marks=marks, id=f"{method}-{next(iter(options))}")
             for method, marks in METHODS.items()
             for options in ({"chunk": 3}, {tiny.CHECKPOINTING: True})
         ),
@@ -81,6 +82,13 @@ def test_sharded_run_is_saved_gone_on_from_and_loaded(tmp_path, method):
     loaded = Fwd2BotForConditionalGeneration.from_pretrained(tmp_path / "final", backbone=tiny.tiny_backbone())
     start = tiny.tiny_fwd2bot().trained_parameters()
     assert all(not torch.equal(value, start[name]) for name, value in loaded.trained_parameters().items())
+
+
+@pytest.mark.parametrize("name", zero3.READS_ITS_BASE)
+def test_adapter_that_reads_a_weight_of_the_backbone_is_refused_with_zero3(tiny_fwd2bot, name):
+    tiny_fwd2bot.config.adapters["generate"][name] = True
+    with pytest.raises(ValueError, match=f"adapter generate has {name}, which cannot be with ZeRO-3.*fsdp2.yaml"):
+        zero3.divide(tiny_fwd2bot, [], torch.device("cpu"))
 
 
 @pytest.mark.parametrize("method", [FSDP2, ZERO3])
