@@ -120,7 +120,7 @@ def measured_table(
         table.add_row("activations (measured)", size(max(0, peak - before - gradients)))
         table.add_row("peak of the step (measured), and the optimizer", size(peak + 2 * gradients))
     else:
-        again = " (and those of one layer, computed again)" if trainer.checkpoints_layers else ""
+        again = "; those of one layer, computed again, come on top" if trainer.checkpoints_layers else ""
         table.add_row(f"activations kept for the backward pass{again}", size(kept))
         table.add_row("in all", size(weights + 3 * gradients + kept))
     if processes is not None and sharding is None:

@@ -78,7 +78,11 @@ class Fwd2BotModel:
     freeze: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        check_patterns("model.freeze", self.freeze)
+        for pattern in self.freeze:
+            try:
+                re.compile(pattern)
+            except (re.error, TypeError) as error:
+                raise ValueError(f"model.freeze has {pattern!r}, which is no regular expression: {error}") from error
         quantizations = (*QUANTIZATIONS, None)
         for name, allowed in (
             ("trained_stage", TRAINED_STAGES),
@@ -100,15 +104,6 @@ class Fwd2BotModel:
                 "model.trained_stage is generate, which learns from summaries that are good already; name the trained "
                 "Fwd2Bot in model.init_from, or train both stages"
             )
-
-
-def check_patterns(key: str, patterns: Sequence[Any]) -> None:
-    """Raise `ValueError` for what is no list of regular expressions."""
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except (re.error, TypeError) as error:
-            raise ValueError(f"{key} has {pattern!r}, which is no regular expression ({error})") from error
 
 
 @dataclass

@@ -20,8 +20,6 @@ READS_ITS_BASE = ("use_dora", "target_parameters")
 # Of torch's checkpointing: a weight that a recomputed pass has saved is given up again before shapes are compared, and
 # a recomputation that ends within a module would leave that module's weights gathered.
 RECOMPUTATION = {"use_reentrant": False, "determinism_check": "none", "early_stop": False}
-
-
 # In language models with a recurrent state the layer reads their weights, and does not run them.
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

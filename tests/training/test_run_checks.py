@@ -172,6 +172,13 @@ def test_what_deepspeed_is_not_used_for_is_refused_by_name(tmp_path, monkeypatch
         main([str(recipe_file(tmp_path))])
 
 
+def test_missing_deepspeed_is_named_with_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr("fwd2bot.training.zero3.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"^error: zero3.yaml needs DeepSpeed: pip install 'fwd2bot\[deepspeed\]'"):
+        main([str(recipe_file(tmp_path))])
+
+
 def test_plain_backbone_is_not_trained_with_fsdp2(tmp_path, fsdp2):
     for _ in range(2):  # the second run of the process is one of FSDP2 as well
         with pytest.raises(ValueError, match="kind: backbone trains all it has. Start it with ddp.yaml"):
