@@ -19,6 +19,7 @@ from fwd2bot import Fwd2BotForConditionalGeneration
 from fwd2bot.losses_fwd2bot import different_content
 
 from .data import IGNORED
+from .fwd2bot_model import trains_summaries
 from .gathering import gather_counts, gather_rows, rank, world_size
 from .sharding import is_sharded
 
@@ -151,6 +152,7 @@ class ChunkedStep:
 
     Args:
         model: in training mode it gets a drawn length for each image, else the configured one for all.
+            What trains of it is marked before; see `mark_trained`.
         gather: whether the contrastive loss is over the batches of all processes, or over that of each by itself.
         any_image: `process_images` of some image. A process of a sharded model compresses it where another has
             images and this one has none.
@@ -172,6 +174,10 @@ class ChunkedStep:
                 "contrastive.gather is false, but processes that divide the backbone run the same passes, so that "
                 "they share one contrastive batch. Leave contrastive.gather out"
             )
+        if self.sharded and trains_summaries(model):
+            # A generate pass has a backward pass through all layers, also one without a summary where queries are
+            # frozen: else it would gather fewer weights than that of another process.
+            model.enable_input_require_grads()
 
     def __call__(
         self,

@@ -20,6 +20,7 @@ from fwd2bot.backbone_fwd2bot import load_backbone
 from fwd2bot.configuration_fwd2bot import STAGES
 from fwd2bot.folder_fwd2bot import check_name
 
+from .optimizers import check_roles
 from .recipe import Fwd2BotModel, Recipe
 from .run_checks import check_connector
 from .sharding import Sharding
@@ -69,6 +70,7 @@ def build_fwd2bot(
     for parameter in model.mark_trainable().values():
         parameter.data = parameter.data.float()
     mark_trained(model, chosen.trained_stage, chosen.freeze)
+    check_roles(model, recipe.optimizer.learning_rates)
     return model, processor
 
 
@@ -104,6 +106,7 @@ def outline_fwd2bot(
     for parameter in model.mark_trainable().values():
         parameter.data = parameter.data.float()
     mark_trained(model, chosen.trained_stage, chosen.freeze)
+    check_roles(model, recipe.optimizer.learning_rates)
     return model
 
 
@@ -114,7 +117,10 @@ def mark_trained(
 
     Raises:
         ValueError: a pattern fits nothing that would train, or all of them leave nothing.
+        TypeError: `freeze` is one pattern, not a list of them.
     """
+    if isinstance(freeze, str):
+        raise TypeError(f"freeze is {freeze!r}; give a list of patterns, such as [{freeze!r}]")
     names = list(model.mark_trainable())
     if trained_stage != "both":
         names = [name for name in names if re.search(left_out_pattern(trained_stage), name)]
@@ -132,6 +138,12 @@ def mark_trained(
         raise ValueError(f"model.freeze is {list(freeze)}, which leaves nothing to train; leave something out of it")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names and name not in fixed)
+
+
+def trains_summaries(model: Fwd2BotForConditionalGeneration) -> bool:
+    """Whether anything trains beside the adapter of the generate stage, so that summaries or embeddings change."""
+    alone = re.compile(left_out_pattern("generate"))
+    return any(value.requires_grad and not alone.search(name) for name, value in model.named_parameters())
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

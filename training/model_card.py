@@ -11,8 +11,13 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from fwd2bot.adapters_fwd2bot import left_out_pattern
+from fwd2bot.configuration_fwd2bot import STAGES
+
 from .commands import without_folders
 from .drawn_figures import drawn_eval_results, drawn_figures
+from .fwd2bot_model import mark_trained
+from .optimizers import role_of
 from .source_evaluation import counted, figure_rows, flatten, settings_of, shown
 from .sources.tables import BUILDERS, has_splits
 from .tables import table
@@ -20,6 +25,13 @@ from .tables import table
 CARDS = Path(__file__).parent / "cards"
 TAGS = ["fwd2bot", "token-compression", "image-retrieval", "visual-question-answering", "sentence-transformers"]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PARTS = (
+    *(f"{stage} adapter" for stage in STAGES),
+    "summary queries",
+    "summary projector",
+    "temperature",
+    "backbone's own projector",
+)
 # Of a data set's figures, those that the Hub shows beside the model: our name, the Hub's, and what it is called.
 METRICS = {
     "exact_match": ("visual-question-answering", "exact_match", "Exact match"),
@@ -74,6 +86,7 @@ def model_card(
         "rank": config.adapters["compress"]["r"],
         "lengths": _listed(config.summary_lengths, "and"),
         "one_of_lengths": _listed(config.summary_lengths, "or"),
+        **_trained(model, run or {}),
     }
     metadata: dict[str, Any] = {"license": options.license, "language": options.languages or None}
     if drawn:
@@ -101,8 +114,6 @@ def model_card(
             "base": options.base_model,
             "figures": _figures(results) if results is not None else None,
             "training": _training(run) if run is not None else None,
-            "trained": f"{sum(value.numel() for value in model.trained_parameters().values()) / 1e6:.1f}",
-            "connector": config.train_connector,
             "licence": _licence_words(options),
             "language": _language_words(options),
         }
@@ -169,6 +180,36 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
     return found
 
 
+def _trained(model: Any, run: dict[str, Any]) -> dict[str, Any]:
+    """What the card says of what learnt: by the recipe, or all that a Fwd2Bot trains where there is none."""
+    chosen = run.get("model", {})
+    mark_trained(model, chosen.get("trained_stage", "both"), chosen.get("freeze", ()))
+    own, trained = set(model.trained_parameters()), {n: v for n, v in model.named_parameters() if v.requires_grad}
+    counts: dict[str, list[bool]] = {}
+    for name in dict.fromkeys([*own, *trained]):
+        counts.setdefault(_part_of(name), []).append(name in trained)
+    learnt = [part if all(counts[part]) else f"{part} in part" for part in PARTS if any(counts.get(part, ()))]
+    return {
+        "trained": f"{sum(value.numel() for value in trained.values()) / 1e6:.1f}",
+        "learnt": _listed(learnt, "and"),
+        "fixed": ", ".join(part for part in PARTS if part in counts and not any(counts[part])),
+        "connector": any(counts.get("backbone's own projector", ())),
+    }
+
+
+def _part_of(name: str) -> str:
+    """Which of PARTS a parameter belongs to."""
+    role = role_of(name)
+    if role == "adapters":
+        return next(f"{stage} adapter" for stage in STAGES if re.search(left_out_pattern(stage), name))
+    return {
+        "queries": "summary queries",
+        "projector": "summary projector",
+        "logit_scale": "temperature",
+        "connector": "backbone's own projector",
+    }[role]
+
+
 def _training(run: dict[str, Any]) -> dict[str, Any]:
     """What the card says of a run on data sets."""
     header = ["source", "format", "split", "where", "use", "weight", "licence"]
@@ -205,7 +246,7 @@ def _training(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _listed(numbers: Sequence[int], word: str) -> str:
+def _listed(numbers: Sequence[Any], word: str) -> str:
     *first, last = map(str, numbers)
     return f"{', '.join(first)} {word} {last}" if first else last
 

@@ -96,11 +96,10 @@ def parameter_groups(
             momentum=momentum,
         ),
     ]
+    check_roles(model, learning_rates or {})
     for role, rate in (learning_rates or {}).items():
         of_role = [value for name, value in model.named_parameters() if role_of(name) == role]
         chosen = {id(parameter) for parameter in of_role if parameter.requires_grad}
-        if not chosen:
-            raise ValueError(f"optimizer.learning_rates has {role}, but nothing of that role trains; leave it out")
         own = []
         for group in groups:
             apart = [parameter for parameter in group["params"] if id(parameter) in chosen]
@@ -109,6 +108,17 @@ def parameter_groups(
             own.append({**group, "group": name, "params": apart, "lr": rate})
         groups += own
     return [group for group in groups if group["params"]]
+
+
+def check_roles(model: nn.Module, roles: Iterable[str]) -> None:
+    """Raise `ValueError` for a role (see `role_of`) that no trainable parameter of a model has."""
+    found = {role_of(name) for name, value in model.named_parameters() if value.requires_grad}
+    for role in roles:
+        if role not in found:
+            raise ValueError(
+                f"optimizer.learning_rates has {role}, but nothing of that role trains; leave it out (on the command "
+                f"line: optimizer.learning_rates.{role}=null), or take it out of model.freeze if it is there"
+            )
 
 
 def role_of(name: str) -> str | None:

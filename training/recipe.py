@@ -203,7 +203,8 @@ class OptimizerRecipe:
     weight_decay: float = 0.0
     momentum: float = 0.95
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    learning_rates: dict[str, float] = field(default_factory=dict)  # instead, of some of ROLES: {queries: 0.001}
+    # Instead, of some of ROLES: {queries: 0.001}; null: none of its own.
+    learning_rates: dict[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self):
         unknown = sorted(set(self.learning_rates) - set(ROLES))
@@ -211,6 +212,7 @@ class OptimizerRecipe:
             raise ValueError(
                 f"unknown key {', '.join(unknown)} in optimizer.learning_rates; allowed are {', '.join(ROLES)}"
             )
+        self.learning_rates = {role: rate for role, rate in self.learning_rates.items() if rate is not None}
         if self.matrix_learning_rate is None:  # Muon's updates are scaled to bear AdamW's rates, so for both
             self.matrix_learning_rate = self.learning_rate
 

@@ -1,5 +1,6 @@
 """What is checked before the first step: the folder, impossible combinations, whether a run goes on as it began."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -214,25 +215,27 @@ def check_same_run(
             f"{checkpoint} has the whole backbone, and a run with {sharding.method} saves and loads the adapters "
             "alone. Go on with it as it was begun (ddp.yaml), or choose another training.output_dir"
         )
+    stored = folder / RECIPE
+    before = _completed(json.loads(stored.read_text()), recipe) if stored.is_file() else None
+    if before is not None and before["kind"] == recipe.kind == "fwd2bot":
+        _check_same_parts(before["model"], recipe, folder, checkpoint)
     if recipe.resume == "anyway":
         return
     processes = folder / PROCESSES
-    before = json.loads(processes.read_text())["world_size"] if processes.is_file() else None
-    if None not in (before, world_size) and before != world_size:
+    count = json.loads(processes.read_text())["world_size"] if processes.is_file() else None
+    if None not in (count, world_size) and count != world_size:
         raise ValueError(
-            f"{checkpoint} belongs to a run of {before} process(es), and this start has {world_size}. Start {before} "
+            f"{checkpoint} belongs to a run of {count} process(es), and this start has {world_size}. Start {count} "
             "again, choose another training.output_dir, or go on all the same, with other batches and rows, with "
             "resume=anyway"
         )
-    stored = folder / RECIPE
-    if not stored.is_file():
+    if before is None:
         return
-    began, now = (dict(_flat(values)) for values in (json.loads(stored.read_text()), recipe.to_dict()))
+    began, now = (dict(_flat(values)) for values in (before, recipe.to_dict()))
     keys = [key for key in {**began, **now} if not key.startswith(MAY_DIFFER)]
     differ = [
         f"{key} was {_shown(began, key)} and is {_shown(now, key)}"
         for key in keys
-        # a field that the run's own version did not have yet has its default
         if began.get(key) != now.get(key) and (key in began or key.startswith(FREE))
     ]
     if differ:
@@ -240,6 +243,37 @@ def check_same_run(
             f"{checkpoint} belongs to a run with another recipe: {'; '.join(differ)}. Give that recipe again, "
             "choose another training.output_dir, or go on all the same with resume=anyway"
         )
+
+
+def _check_same_parts(began: Mapping[str, Any], recipe: Recipe, folder: Path, checkpoint: Path) -> None:
+    """Raise `ValueError` if other parameters trained; the state of an optimiser tells them by their order alone."""
+    for name in ("freeze", "trained_stage", "train_connector"):
+        now = getattr(recipe.model, name)
+        if began[name] != now:
+            trained = folder / "final" if (folder / "final").is_dir() else checkpoint
+            raise ValueError(
+                f"model.{name} was {began[name]!r} and is {now!r}, but {checkpoint} has the state of an optimizer of "
+                "what trained before; resume=anyway does not change that. Give what was, or go on with these weights "
+                f"in another training.output_dir, with model.init_from={trained}"
+            )
+
+
+def _completed(began: Mapping[str, Any], section: Any) -> dict[str, Any]:
+    """What a run was begun with, with the defaults of fields that its own version did not have yet.
+
+    Args:
+        section: a recipe of now, or a part of it.
+    """
+    values = dict(began)
+    for each in dataclasses.fields(section):
+        now = getattr(section, each.name)
+        if dataclasses.is_dataclass(now) and isinstance(values.get(each.name, {}), Mapping):
+            values[each.name] = _completed(values.get(each.name, {}), now)
+        elif each.name not in values and each.default is not dataclasses.MISSING:
+            values[each.name] = each.default
+        elif each.name not in values and each.default_factory is not dataclasses.MISSING:
+            values[each.name] = each.default_factory()
+    return values
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -25,7 +25,7 @@ from . import zero3
 from .chunked import ChunkedStep, as_batch, count_labels
 from .commands import STEPS
 from .data import IGNORED
-from .fwd2bot_model import mark_trained
+from .fwd2bot_model import mark_trained, trains_summaries
 from .gathering import average_gradients, gather_counts, world_size
 from .optimizers import build_optimizer
 from .recipe import TRAINED_STAGES, OptimizerRecipe
@@ -219,7 +219,8 @@ class Fwd2BotTrainer(StageTrainer):
 
     Raises:
         ValueError: for several GPUs in one process, torch.compile, labels that are to be averaged process by process,
-            or `freeze` that fits nothing or leaves nothing.
+            `freeze` that fits nothing or leaves nothing, or options of checkpointing that ZeRO-3 cannot run with.
+        TypeError: `freeze` is one pattern, not a list of them.
     """
 
     def __init__(
@@ -252,8 +253,20 @@ class Fwd2BotTrainer(StageTrainer):
         self.trained_stage, self.freeze, self.validation = trained_stage, freeze, validation
         whole = self.accelerator.unwrap_model(self.model)
         mark_trained(whole, trained_stage, freeze)
+        if trained_stage == "both" and not trains_summaries(whole):
+            logger.warning(
+                f"model.freeze is {list(freeze)}, which leaves the adapter of the generate stage alone to train: the "
+                "contrastive loss is computed and logged, and nothing learns from it. Beside model.init_from, "
+                "model.trained_stage=generate spares it"
+            )
         if any(zero3.is_divided(value) for value in whole.parameters()):
             given = getattr(self.args, f"{CHECKPOINTING}_kwargs") or {}
+            for name, needed in zero3.RECOMPUTATION.items():
+                if given.get(name, needed) != needed:
+                    raise ValueError(
+                        f"training.{CHECKPOINTING}_kwargs has {name} {given[name]!r}, and ZeRO-3 needs {needed!r}: "
+                        "leave it out, or start with fsdp2.yaml"
+                    )
             setattr(self.args, f"{CHECKPOINTING}_kwargs", given | zero3.RECOMPUTATION)
         black = self.processing_class.process_images([Image.new("RGB", (32, 32))]) if is_sharded(whole) else {}
         self._step = ChunkedStep(whole, gather, {name: value.to(whole.device) for name, value in black.items()})

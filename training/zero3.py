@@ -1,7 +1,8 @@
 """Frozen weights divided by DeepSpeed's ZeRO-3, without its engine: its partitions and the hooks that gather them.
 
-What ZeRO-Inference does for a model that has no optimiser. DeepSpeed is not imported before it is asked for. From then
-on it replaces `torch.nn.functional.linear`, since torch's own would keep a gathered weight until the backward pass.
+What ZeRO-Inference does for a model that has no optimiser. Nothing here imports DeepSpeed before weights are divided;
+accelerate may, where it is installed. From then on DeepSpeed replaces `torch.nn.functional.linear`, since torch's own
+would keep a gathered weight until the backward pass.
 """
 
 import os
@@ -76,13 +77,14 @@ def divide(model: Fwd2BotForConditionalGeneration, parts: list[nn.Module], devic
         parts: none within another, of none a weight trains.
 
     Raises:
-        ValueError: for adapters that read a weight of the backbone while its module does not run.
+        ValueError: for adapters that read a weight of the backbone while its module does not run, or a DeepSpeed that
+            computes elsewhere.
     """
     for stage, arguments in model.config.adapters.items():
         for name in READS_ITS_BASE:
             if arguments.get(name):
                 raise ValueError(f"the adapter {stage} has {name}, which cannot be with ZeRO-3; start with fsdp2.yaml")
-    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    _choose_device(device)
     import deepspeed
     from deepspeed.runtime.zero import DeepSpeedZeRoOffload
     from deepspeed.utils import set_z3_leaf_module
@@ -105,6 +107,24 @@ def divide(model: Fwd2BotForConditionalGeneration, parts: list[nn.Module], devic
 
     for layer in model.get_decoder().layers:
         layer.register_forward_pre_hook(give_up_after, with_kwargs=True)
+
+
+def _choose_device(device: torch.device) -> None:
+    """Have DeepSpeed compute on this kind of device, which it chooses once, when it is first imported."""
+    before = os.environ.get("DS_ACCELERATOR")
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    try:
+        from deepspeed.accelerator import get_accelerator
+
+        chosen = get_accelerator().device_name()
+    finally:
+        if before is None:
+            del os.environ["DS_ACCELERATOR"]
+    if chosen != device.type:
+        raise ValueError(
+            f"DeepSpeed computes on {chosen}, as {'DS_ACCELERATOR says' if before else 'it chose when imported'}, and "
+            f"this run on {device.type}. Start it with DS_ACCELERATOR={device.type} in the environment"
+        )
 
 
 def is_divided(value: torch.Tensor) -> bool:

@@ -60,10 +60,17 @@ def gradients(model: Fwd2BotForConditionalGeneration, processor: Fwd2BotProcesso
     return {name: value.grad.clone() for name, value in model.trained_parameters().items()}
 
 
-@pytest.mark.parametrize(
-    "method",
-    [FSDP2, pytest.param(ZERO3, marks=pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed"))],
-)
+# One environment for each is enough.
+ELSEWHERE = {
+    method: pytest.mark.skipif(find_spec(package) is None, reason=f"runs where {package} is, in make {target}")
+    for method, package, target in (
+        (FSDP2, "torchvision", "test-families"),
+        (ZERO3, "deepspeed", "test-deepspeed"),
+    )
+}
+
+
+@pytest.mark.parametrize("method", [pytest.param(method, marks=mark) for method, mark in ELSEWHERE.items()])
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_divided_model_has_the_gradients_of_the_whole_one(name, method, alone):
     backbone, processor = build(name)

@@ -5,6 +5,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def build(
     accumulation: int = 1,
     optimizer: str = "adamw",
     shard: str | None = None,
+    freeze: Sequence[str] = (),
     **training: Any,
 ) -> Fwd2BotTrainer:
     values = {
@@ -107,6 +109,7 @@ def build(
         data_collator=Collator(chunk),
         processing_class=tiny.tiny_processor(),
         optimizer_recipe=OptimizerRecipe(name=optimizer, learning_rate=0.003, matrix_learning_rate=0.003),
+        freeze=freeze,
     )
 
 

@@ -103,7 +103,8 @@ def test_scalar_of_a_layer_and_an_adapter_that_does_not_train_stay_whole(tiny_fw
     assert (after.part, after.whole, after.gathered) == (before.part, before.whole + 4, before.gathered)
 
 
-@pytest.mark.parametrize("method", [FSDP2, pytest.param(ZERO3, marks=[pytest.mark.slow, NEEDS_DEEPSPEED])])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [FSDP2, pytest.param(ZERO3, marks=NEEDS_DEEPSPEED)])
 def test_process_holds_what_the_estimate_says(tmp_path, method):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

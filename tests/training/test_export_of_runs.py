@@ -87,6 +87,22 @@ def test_card_of_a_run_tells_data_recipe_command_and_no_folder(run, tmp_path):
     assert "/home/somebody" not in card.content
 
 
+@pytest.mark.parametrize("data", [RUN["data"], {"pictures": 10}])
+def test_card_tells_what_was_frozen(run, tmp_path, data):
+    model = {"trained_stage": "both", "freeze": ["logit_scale", "projector", "layers[.]0[.].*[.]compress[.]"]}
+    (run / "recipe.json").write_text(json.dumps(RUN | {"data": data, "model": model}))
+    export(run / "final", tmp_path / "hub")
+    text = (tmp_path / "hub" / "README.md").read_text()
+    assert "compress adapter in part, generate adapter and summary queries" in text
+    assert "These stayed as they were: summary projector, temperature." in text
+    if "sources" in data:
+        names = tiny.tiny_fwd2bot().trained_parameters()
+        fixed = [name for name in names if "layers.0." in name and ".compress." in name]
+        fixed += ["logit_scale", "summary_projector.weight", "summary_projector.bias"]
+        count = sum(value.numel() for name, value in names.items() if name not in fixed)
+        assert f"of which {count / 1e6:.1f} million learn (compress adapter in part" in text
+
+
 def test_card_has_the_figures_as_tables_and_as_model_index(run, tmp_path):
     model = Fwd2BotForConditionalGeneration.from_pretrained(run / "final")
     (run / "final" / "evaluation.json").write_text(json.dumps(FIGURES | {"fingerprint": model.fingerprint}))

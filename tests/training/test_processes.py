@@ -84,6 +84,26 @@ def test_sharded_run_is_saved_gone_on_from_and_loaded(tmp_path, method):
     assert all(not torch.equal(value, start[name]) for name, value in loaded.trained_parameters().items())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [pytest.param(method, marks=marks) for method, marks in METHODS.items()])
+@pytest.mark.parametrize("freeze", [["summary_queries"], ["summary_queries", "projector", "[.]compress[.]"]])
+def test_sharded_run_with_frozen_parts_logs_what_one_process_logs(tmp_path, method, freeze):
+    """Some generate passes have no summary before them, so that nothing of what they read trains."""
+    expected = sample_run.run(output_dir=str(tmp_path / "one"), batch=8, steps=4, freeze=freeze)
+    found = launch(2, output_dir=str(tmp_path / "two"), batch=4, steps=4, chunk=3, shard=method, freeze=freeze)
+    assert_same_logs(found, expected)
+
+
+@pytest.mark.slow
+@NEEDS_DEEPSPEED
+def test_zero3_on_another_device_than_deepspeed_chose_is_refused(tiny_fwd2bot, monkeypatch):
+    zero3._choose_device(torch.device("cpu"))
+    assert "DS_ACCELERATOR" not in os.environ
+    with pytest.raises(ValueError, match="DeepSpeed computes on cpu, as it chose .* DS_ACCELERATOR=cuda"):
+        zero3.divide(tiny_fwd2bot, [], torch.device("cuda"))
+    assert "DS_ACCELERATOR" not in os.environ
+
+
 @pytest.mark.parametrize("name", zero3.READS_ITS_BASE)
 def test_adapter_that_reads_a_weight_of_the_backbone_is_refused_with_zero3(tiny_fwd2bot, name):
     tiny_fwd2bot.config.adapters["generate"][name] = True

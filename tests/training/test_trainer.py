@@ -4,16 +4,17 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
-from tiny import CHECKPOINTING
+from tiny import CHECKPOINTING, tiny_processor
 from tiny_recipes import write_backbone_recipe, write_fwd2bot_recipe, write_several_recipe
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from fwd2bot import Fwd2BotForConditionalGeneration
 from fwd2bot.fingerprint_fwd2bot import weights_fingerprint
+from fwd2bot.training.fwd2bot_model import build_fwd2bot, mark_trained
 from fwd2bot.training.recipe import load_recipe
 from fwd2bot.training.run_checks import PROCESSES
-from fwd2bot.training.train import build_trainer, main, train
-from fwd2bot.training.trainer import INCOMPLETE, StageTrainer, load_strictly, newest_checkpoint
+from fwd2bot.training.train import build_trainer, main, train, training_arguments
+from fwd2bot.training.trainer import INCOMPLETE, Fwd2BotTrainer, StageTrainer, load_strictly, newest_checkpoint
 
 
 def losses(trainer):
@@ -127,8 +128,63 @@ def test_frozen_parts_stay_as_they_are_also_in_a_run_that_is_gone_on_with(fwd2bo
     shutil.rmtree(tmp_path / "checkpoint-4")
     again = Fwd2BotForConditionalGeneration.from_pretrained(train(recipe)).state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in again.items())
-    with pytest.raises(ValueError, match="model.freeze was .* and is"):
-        build_trainer(load_recipe(several_run[0], ["model.freeze=[]", f"training.output_dir={tmp_path}"]))
+    for others in (["model.freeze=[]"], ["model.trained_stage=generate", *overrides]):
+        others += [f"training.output_dir={tmp_path}", "resume=anyway"]
+        with pytest.raises(ValueError, match=r"was .* and is .*in another training.output_dir.*init_from=.*final"):
+            build_trainer(load_recipe(several_run[0], others))
+
+
+def test_freeze_is_refused_in_a_run_that_was_begun_before_it_could_be_set(several_run, tmp_path):
+    shutil.copytree(several_run[1], tmp_path / "run")
+    stored = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    del stored["model"]["freeze"], stored["data"]["several"]
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(stored))
+    here = [f"training.output_dir={tmp_path / 'run'}", "data.several={}"]
+    with pytest.raises(ValueError, match=r"model.freeze was \[\] and is \['logit_scale'\]"):
+        build_trainer(load_recipe(several_run[0], [*here, "model.freeze=[logit_scale]"]))
+    build_trainer(load_recipe(several_run[0], here))
+
+
+def test_freeze_of_one_pattern_is_no_list_of_letters(tiny_fwd2bot):
+    with pytest.raises(
+        TypeError, match=r"freeze is 'logit_scale'; give a list of patterns, such as \['logit_scale'\]"
+    ):
+        mark_trained(tiny_fwd2bot, freeze="logit_scale")
+
+
+@pytest.fixture
+def trainer_of(tmp_path):
+    def build(model, **options):
+        args = training_arguments({"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", **options})
+        freeze = ["[.]compress[.]", "queries", "projector", "logit_scale"]
+        return Fwd2BotTrainer(model, args, processing_class=tiny_processor(), freeze=freeze)
+
+    return build
+
+
+def test_frozen_contrastive_side_is_told_in_the_log(tiny_fwd2bot, trainer_of, monkeypatch):
+    told = []
+    monkeypatch.setattr("fwd2bot.training.trainer.logger.warning", told.append)
+    trainer_of(tiny_fwd2bot)
+    assert ["contrastive loss is computed and logged, and nothing learns" in text for text in told] == [True]
+
+
+@pytest.mark.parametrize(("name", "value"), [("use_reentrant", True), ("determinism_check", "default")])
+def test_options_of_checkpointing_that_zero3_cannot_have_are_refused(tiny_fwd2bot, trainer_of, name, value):
+    tiny_fwd2bot.backbone.lm_head.weight.ds_tensor = torch.zeros(0)  # as DeepSpeed marks what it has divided
+    with pytest.raises(ValueError, match=f"{CHECKPOINTING}_kwargs has {name} {value!r}, and ZeRO-3 needs"):
+        trainer_of(tiny_fwd2bot, **{f"{CHECKPOINTING}_kwargs": {name: value}})
+
+
+def test_learning_rate_of_what_is_frozen_is_refused_when_the_model_is_built(several_run, tmp_path):
+    overrides = [f"training.output_dir={tmp_path}", "optimizer.learning_rates={logit_scale: 0.1, queries: 0.2}"]
+    recipe = load_recipe(several_run[0], [*overrides, "model.freeze=[logit_scale]"])
+    with pytest.raises(ValueError, match="learning_rates has logit_scale, .*or take it out of model.freeze"):
+        build_fwd2bot(recipe, training_arguments(recipe.training))
+    overrides.append("optimizer.learning_rates.logit_scale=null")
+    recipe = load_recipe(several_run[0], [*overrides, "model.freeze=[logit_scale]"])
+    build_fwd2bot(recipe, training_arguments(recipe.training))
+    assert recipe.optimizer.learning_rates == {"queries": 0.2}
 
 
 @pytest.mark.parametrize(
