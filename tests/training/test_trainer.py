@@ -146,9 +146,7 @@ def test_freeze_is_refused_in_a_run_that_was_begun_before_it_could_be_set(severa
 
 
 def test_freeze_of_one_pattern_is_no_list_of_letters(tiny_fwd2bot):
-    with pytest.raises(
-        TypeError, match=r"freeze is 'logit_scale'; give a list of patterns, such as \["
-    ):
+    with pytest.raises(TypeError, match=r"freeze is 'logit_scale'; give a list of patterns, such as \["):
         mark_trained(tiny_fwd2bot, freeze="logit_scale")
 
 
