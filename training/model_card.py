@@ -183,6 +183,7 @@ def _eval_results(results: dict[str, Any]) -> list[EvalResult]:
 def _trained(model: Any, run: dict[str, Any]) -> dict[str, Any]:
     """What the card says of what learnt: by the recipe, or all that a Fwd2Bot trains where there is none."""
     chosen = run.get("model", {})
+    alone = chosen.get("trained_stage") == "generate"
     mark_trained(model, chosen.get("trained_stage", "both"), chosen.get("freeze", ()))
     own, trained = set(model.trained_parameters()), {n: v for n, v in model.named_parameters() if v.requires_grad}
     counts: dict[str, list[bool]] = {}
@@ -194,6 +195,8 @@ def _trained(model: Any, run: dict[str, Any]) -> dict[str, Any]:
         "learnt": _listed(learnt, "and"),
         "fixed": ", ".join(part for part in PARTS if part in counts and not any(counts[part])),
         "connector": any(counts.get("backbone's own projector", ())),
+        "as_usual": trained.keys() == own,
+        "losses": "an autoregressive loss" if alone else "an autoregressive and a contrastive loss",
     }
 
 
