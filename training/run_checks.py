@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -231,13 +231,9 @@ def check_same_run(
         )
     if before is None:
         return
-    began, now = (dict(_flat(values)) for values in (before, recipe.to_dict()))
+    began, now = (dict(flat(values)) for values in (before, recipe.to_dict()))
     keys = [key for key in {**began, **now} if not key.startswith(MAY_DIFFER)]
-    differ = [
-        f"{key} was {_shown(began, key)} and is {_shown(now, key)}"
-        for key in keys
-        if began.get(key) != now.get(key) and (key in began or key.startswith(FREE))
-    ]
+    differ = differences(began, now, keys)
     if differ:
         raise ValueError(
             f"{checkpoint} belongs to a run with another recipe: {'; '.join(differ)}. Give that recipe again, "
@@ -276,10 +272,21 @@ def _completed(began: Mapping[str, Any], section: Any) -> dict[str, Any]:
     return values
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def differences(began: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """In words, which of some keys of a flat recipe were otherwise when it was begun."""
+    return [
+        f"{key} was {_shown(began, key)} and is {_shown(now, key)}"
+        for key in keys
+        # a field that the run's own version did not have yet has its default
+        if began.get(key) != now.get(key) and (key in began or key.startswith(FREE))
+    ]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested sections as one level, their names joined by dots."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -1,5 +1,6 @@
 """The baselines of the comparison: what each keeps of a picture, that each trains, and the grid row by row."""
 
+import dataclasses
 import json
 
 import pytest
@@ -219,6 +220,13 @@ def test_training_of_a_row_stops_after_its_minutes(backbone, recipe):
     trainer = row_training.build_trainer(row, recipe, model, processor, OPTIONS | {"minutes": 0.0})
     trainer.train()
     assert trainer.state.global_step == 1
+
+
+def test_signal_is_no_end_of_a_row_that_is_judged_all_the_same(backbone, recipe):
+    row = Row("tried", "pooling", [4])
+    recipe = dataclasses.replace(recipe, training=recipe.training | {"enable_jit_checkpoint": True})
+    trainer = row_training.build_trainer(row, recipe, *row_training.build(row, recipe, backbone), OPTIONS)
+    assert not any("JIT" in type(each).__name__ for each in trainer.callback_handler.callbacks)
 
 
 def test_backbone_of_a_fwd2bot_is_what_was_wrapped(tmp_path):

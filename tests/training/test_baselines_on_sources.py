@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 
 def command(folder, output, *more):
     given = ["--backbone", str(folder / "backbone"), "--recipe", str(folder / "recipe.yaml"), "--steps", "2"]
-    run.main([str(output), *given, "--test-pictures", "3", "--seeds", "0", *more])
+    run.main([str(output), *given, "--seeds", "0", "--test-pictures", "3", *more])
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +92,51 @@ def test_rows_of_one_comparison_have_the_same_data(results, folder, tmp_path):
         command(folder, folder / "results", "--recipe", str(tmp_path / "recipe.yaml"), "--rows", "fwd2bot")
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.learning_rate=0.02", "optimizer.learning_rate was 0.01 and is 0.02"),
+        ("validation.max_new_tokens=5", "validation.max_new_tokens was 4 and is 5"),
+        ("data.contrastive_max_tokens=7", "data.contrastive_max_tokens was None and is 7"),
+        ("training.max_grad_norm=9", "training.max_grad_norm was .* and is 9"),
+    ],
+)
+def test_rows_of_another_recipe_do_not_compare(results, folder, override, said):
+    with pytest.raises(ValueError, match=said):
+        command(folder, folder / "results", override, "--rows", "fwd2bot")
+
+
+def test_rows_judged_by_another_file_do_not_compare(results, folder, tmp_path):
+    values = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "others.parquet").write_bytes((folder / "asked.parquet").read_bytes())
+    values["validation"]["sources"][0]["path"] = str(folder / "others.parquet")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match="sources.questions.path was 'asked.parquet' and is 'others.parquet'"):
+        command(folder, folder / "results", "--recipe", str(tmp_path / "recipe.yaml"), "--rows", "fwd2bot")
+
+
+def test_what_a_row_may_have_of_its_own_compares(results, folder, capsys):
+    more = ("training.disable_tqdm=true", "training.dataloader_num_workers=0", "validation.samples=9")
+    command(folder, folder / "results", *more, "--rows", "fwd2bot")
+    assert "fwd2bot-seed0.json: done before" in capsys.readouterr().out
+
+
 def test_recipe_that_rows_cannot_train_on_is_refused(folder, tmp_path):
     with pytest.raises(SystemExit, match="--split is of the drawn scenes"):
         command(folder, tmp_path / "out", "--split", "test")
     with pytest.raises(SystemExit, match="kind fwd2bot, not backbone"):
         command(folder, tmp_path / "out", "--recipe", "backbone.yaml")
+    for override, name in (
+        ("model.init_from=none", "model.init_from"),
+        ("contrastive.loss=sigmoid", "contrastive.loss"),
+    ):
+        with pytest.raises(SystemExit, match=f"have no {name}; leave it out"):
+            command(folder, tmp_path / "out", override)
+    values = yaml.safe_load((folder / "recipe.yaml").read_text())
+    values["validation"]["sources"][0]["path"] = str(tmp_path / "missing.parquet")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(SystemExit, match="missing.parquet"):
+        command(folder, tmp_path / "out", "--recipe", str(tmp_path / "recipe.yaml"))
     values = yaml.safe_load((folder / "recipe.yaml").read_text()) | {"validation": {}}
     values["training"].pop("eval_strategy")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))

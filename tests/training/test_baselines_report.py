@@ -96,12 +96,21 @@ def test_results_of_different_budgets_are_not_put_into_one_table(tmp_path):
         report.read(tmp_path)
 
 
+def test_results_of_different_recipes_are_not_put_into_one_table(tmp_path):
+    one, other = ({"optimizer.learning_rate": rate} for rate in (0.1, 0.2))
+    first, second = result("fwd2bot", "fwd2bot", 0, 0.5, recipe=one), result("cache", "cache", 0, 0.5, recipe=other)
+    before = result("pooling-k4", "pooling", 0, 0.5)  # by a version that kept none
+    assert len(report.read(write(tmp_path / "same", first, before))) == 2
+    with pytest.raises(ValueError, match="learning_rate was 0.1 and is 0.2; report them apart"):
+        report.read(write(tmp_path / "other", first, second))
+
+
 def test_folder_of_results_is_another_comparison_with_the_figures_of_its_data_sets(tmp_path):
     def judged(name, right, **more):
         values = result(name, name, 0, right)
         data = {"sources": {"photos": 3.0, "rooms": 1.0}, "judged": ["photos", "rooms"], "split": None}
         data |= {"row_length": None, "pictures": None}
-        counts = {"photos": {"rows": 500}, "rooms": {"rows": 858}}
+        counts = {"photos": {"rows": 500, "pictures": 500, "captions": 2500}, "rooms": {"rows": 858, "pictures": 92}}
         figures = {"photos": {"captions": {"cider": right}} | more, "rooms": {"exact_match": right / 2}}
         return values | data | {"figures": {"judged": counts, "k=4": figures, "cost": values["figures"]["cost"]}}
 
@@ -113,10 +122,13 @@ def test_folder_of_results_is_another_comparison_with_the_figures_of_its_data_se
     main, apart = (tmp_path / "docs" / "results.md").read_text().split("## Apart: real data")
     assert f"1 of {len(grid.rows())} rows were run" in main and "photos" not in main and "nothing yet" not in apart
     assert "10 steps of 2 samples of data sets (photos 75%, rooms 25%)" in apart and "None" not in apart
-    assert "Judged on held-out rows (photos 500, rooms 858" in apart
+    assert "(photos: 500 rows, 500 pictures, 2,500 captions; rooms: 858 rows, 92 pictures; CIDEr times 100)" in apart
     header, _, first, second = [line for line in apart.splitlines() if line.startswith("|")][:4]
     assert header.startswith(
         "| row | tokens | photos: CIDEr | photos: caption finds picture, recall@10 | rooms: right |"
     )
     assert first.startswith("| fwd2bot | 4 | 80.0 | 25.0 | 40.0 |")
     assert second.startswith("| cache | 4 | 60.0 |  | 30.0 |")
+    report.main([str(folder / "real-data"), str(tmp_path / "alone")])  # by itself: a table, nothing to plot
+    page = (tmp_path / "alone" / "results.md").read_text()
+    assert "| photos: CIDEr |" in page and "png" not in page

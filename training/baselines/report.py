@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..run_checks import differences
+from ..source_evaluation import counted
 from ..tables import table
 from .grid import BARE, METHODS, Row, rows
 from .run import BUDGET
@@ -26,10 +28,9 @@ FIGURES = {
     "full caption finds picture": ("full_caption_to_image", "recall@1"),
     "hard negatives": ("hard_negatives", "mean"),
 }
-# The same of each data set, as far as it has them, after its name.
+# The same of each data set, as far as it has them, after its name. No consistency: the first rows cut groups apart.
 OF_SOURCES = {
     "right": ("exact_match",),
-    "consistency": ("consistency",),
     "CIDEr": ("captions", "cider"),
     "caption finds picture, recall@10": ("text_to_image", "recall@10"),
     "picture finds caption, recall@10": ("image_to_text", "recall@10"),
@@ -67,6 +68,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
         values = {str(result.get(name)) for result in found}
         if len(values) > 1:
             raise ValueError(f"the results in {folder} have different {name}, {sorted(values)}; report them apart")
+    recipes = [result["recipe"] for result in found if "recipe" in result]
+    for one in recipes:
+        differ = differences(recipes[0], one, sorted({**recipes[0], **one}))
+        if differ:
+            raise ValueError(
+                f"the results in {folder} are of different recipes: {'; '.join(differ)}; report them apart"
+            )
     return found
 
 
@@ -152,7 +160,7 @@ def _judged(first: dict[str, Any]) -> str:
     """What the rows were judged on, in words."""
     if not first.get("sources"):
         return f"Judged on {first['test_pictures']:,} held-out pictures ({first['split']})"
-    of_each = ", ".join(f"{name} {counts['rows']:,}" for name, counts in first["figures"]["judged"].items())
+    of_each = "; ".join(f"{name}: {counted(counts)}" for name, counts in first["figures"]["judged"].items())
     return f"Judged on held-out rows ({of_each}; CIDEr times 100)"
 
 
@@ -279,6 +287,8 @@ def _points(found: list[dict[str, Any]]) -> dict[str, dict[tuple[int, int], list
         for setting in settings(result):
             cost = result["figures"]["cost"][setting]
             right = figure(result["figures"][setting], FIGURES["questions right"])
+            if right is None:  # judged on data sets
+                continue
             points[result["method"]][cost["tokens_per_image"], cost["bytes_per_image"]].append(100 * right)
     return points
 

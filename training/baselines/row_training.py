@@ -25,6 +25,7 @@ UNWATCHED = {
     "load_best_model_at_end": False,
     "metric_for_best_model": None,
     "report_to": "none",
+    "enable_jit_checkpoint": False,  # a signal ends the row; it is not judged as if it were whole
 }
 
 

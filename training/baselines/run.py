@@ -6,6 +6,7 @@ steps. A recipe trains on drawn scenes, or on data sets (`data.sources`), and is
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -13,11 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..commands import command_of
+from transformers import TrainingArguments
+
+from ..commands import command_of, without_folders
 from ..provenance import versions, weights_hash
-from ..recipe import Recipe, load_recipe
-from ..run_checks import write_whole
+from ..recipe import Fwd2BotModel, Recipe, load_recipe
+from ..run_checks import MAY_DIFFER, differences, flat, write_whole
 from ..source_recipe import SourcesData
+from ..sources import open_sources
 from .grid import METHODS, Row, rows
 from .judging import judge
 from .row_training import bare_backbone, build, build_trainer
@@ -35,6 +39,24 @@ BUDGET = (
     "sources",  # of data sets, instead of row_length, pictures, shapes_only and split
     "judged",
 )
+# Of a recipe, besides; and what of that may be another from row to row.
+COUNTS = (
+    "data.",
+    "model.config.",
+    "contrastive.",
+    "optimizer.",
+    "training.",
+    "validation.sources.",
+    "validation.max_new_tokens",
+)
+MAY_VARY = (
+    *(name for name in MAY_DIFFER if name != "validation"),
+    "training.seed",
+    "training.dataloader_",
+    "training.use_cpu",
+)
+# Of a recipe's model, what the rows do not do; their lengths are their own.
+UNUSED = ("init_from", "trained_stage", "adapters", "train_connector", "quantization", "dtype")
 SPLITS = ("validation", "test")
 
 
@@ -50,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe = load_recipe(args.recipe, [f"training.output_dir={args.output / 'work'}", *args.overrides])
     try:
         check_data(recipe, args.split)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     args.output.mkdir(parents=True, exist_ok=True)
     backbone = bare_backbone(args.backbone, args.output / "backbone")
@@ -89,7 +111,7 @@ def run_row(row: Row, recipe: Recipe, backbone: Path, options: dict[str, Any]) -
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        result |= {"steps_done": trainer.state.global_step, "loss": [losses[0], losses[-1]]}
+        result |= {"steps_done": trainer.state.global_step, "loss": [losses[0], losses[-1]] if losses else None}
         result |= {"trained_parameters": trained, "seconds": round(time.monotonic() - begin, 1)}
         result["fingerprint"] = model.fingerprint
     figures = judge(row, recipe, model.eval(), processor, options)
@@ -98,10 +120,10 @@ def run_row(row: Row, recipe: Recipe, backbone: Path, options: dict[str, Any]) -
 
 def budget_of(recipe: Recipe, backbone: Path, options: dict[str, Any]) -> dict[str, Any]:
     """What all rows of one comparison have in common."""
-    data = recipe.data
+    data, batch_size = recipe.data, TrainingArguments.per_device_train_batch_size  # where the recipe has none
     values = {
         "backbone_sha256": weights_hash(backbone),
-        "batch_size": recipe.training["per_device_train_batch_size"],
+        "batch_size": recipe.training.get("per_device_train_batch_size", batch_size),
         "lora_rank": recipe.model.lora_rank,
         **options,
     }
@@ -110,29 +132,47 @@ def budget_of(recipe: Recipe, backbone: Path, options: dict[str, Any]) -> dict[s
         values["judged"] = [source.name for source in recipe.validation.sources]
     else:
         values |= {"row_length": data.row_length, "pictures": data.pictures, "shapes_only": data.shapes_only}
-    return {name: values.get(name) for name in BUDGET}
+    return {name: values.get(name) for name in BUDGET} | {"recipe": what_counts(recipe)}
+
+
+def what_counts(recipe: Recipe) -> dict[str, Any]:
+    """What else of a recipe decides the figures of a row, as one level; of absolute paths the last name."""
+    values = without_folders(recipe.to_dict())
+    for section in ("data", "validation"):
+        if "sources" in values[section]:
+            values[section]["sources"] = {source["name"]: source for source in values[section]["sources"]}
+    return {key: value for key, value in flat(values) if key.startswith(COUNTS) and not key.startswith(MAY_VARY)}
 
 
 def check_data(recipe: Recipe, split: str | None) -> None:
-    """Raise ValueError for a recipe that the rows cannot train on, or be judged by."""
+    """Raise ValueError or OSError for a recipe that the rows cannot train on, or be judged by."""
     if recipe.kind != "fwd2bot":
         raise ValueError(f"the rows train on one backbone, with a recipe of kind fwd2bot, not {recipe.kind}")
+    usual = Fwd2BotModel()
+    unused = [f"model.{name}" for name in UNUSED if getattr(recipe.model, name) != getattr(usual, name)]
+    unused += ["contrastive.loss"] if recipe.contrastive.loss is not None else []
+    if unused:
+        raise ValueError(f"the rows of the comparison have no {', '.join(unused)}; leave it out of the recipe")
     if not isinstance(recipe.data, SourcesData):
         return
     if not recipe.validation.sources:
         raise ValueError("the recipe trains on data sets and has none to be judged by; give validation.sources")
     if split is not None:
         raise ValueError("--split is of the drawn scenes; data sets are judged by the recipe's validation.sources")
+    open_sources(recipe.data)  # what cannot be read is told before anything trains
+    open_sources(dataclasses.replace(recipe.data, sources=recipe.validation.sources))
 
 
 def check_same_budget(file: Path, budget: dict[str, Any]) -> None:
-    """Raise ValueError where a result was made under another budget, naming what differs."""
+    """Raise ValueError where a result was made under another budget or by another recipe, naming what differs."""
     stored = json.loads(file.read_text())
     differing = [
         f"{name} was {stored.get(name)!r} and is {budget[name]!r}"
         for name in BUDGET
         if stored.get(name) != budget[name]
     ]
+    before, now = stored.get("recipe", budget["recipe"]), budget["recipe"]  # earlier versions kept none
+    differing += differences(before, now, {**before, **now})
     if differing:
         raise ValueError(f"{file} does not compare with this run: {'; '.join(differing)}. Name another output folder.")
 
