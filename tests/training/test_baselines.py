@@ -240,6 +240,12 @@ def test_backbone_of_a_fwd2bot_is_what_was_wrapped(tmp_path):
     )
     with torch.no_grad():
         assert torch.equal(taken(**inputs).logits, tiny.tiny_backbone()(**inputs).logits)
+    assert row_training.bare_backbone(str(tmp_path / "whole"), folder) == folder
+    with torch.no_grad():
+        model.backbone.get_input_embeddings().weight[0] += 1
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="the backbone of another Fwd2Bot"):
+        row_training.bare_backbone(str(tmp_path / "other"), folder)
 
 
 def test_methods_fit_a_backbone_of_144_image_tokens():

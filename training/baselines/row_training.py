@@ -12,6 +12,7 @@ from fwd2bot.backbone_fwd2bot import load_backbone
 
 from ..collator import Fwd2BotCollator
 from ..data import CaptionedRows, Packer, draw_pictures
+from ..provenance import weights_hash
 from ..recipe import Recipe
 from ..source_recipe import SourcesData
 from ..sources import SourceCollator, open_sources, run_mixture
@@ -96,6 +97,7 @@ def bare_backbone(source: str, folder: Path) -> Path:
 
     Raises:
         TypeError: `source` is no LLaVA and no Fwd2Bot on one.
+        ValueError: `folder` has the backbone of another Fwd2Bot.
     """
     config = AutoConfig.from_pretrained(source)
     kind = getattr(config, "backbone_config", config).model_type
@@ -103,6 +105,9 @@ def bare_backbone(source: str, folder: Path) -> Path:
         raise TypeError(f"{source} is a {kind}; the comparison is written for LLaVA. Name one, or a Fwd2Bot on one.")
     if config.model_type == "llava":
         return Path(source)
+    taken_from, name = folder / "taken_from.txt", weights_hash(Path(source)) if Path(source).is_dir() else source
+    if taken_from.exists() and taken_from.read_text() != name:
+        raise ValueError(f"{folder} has the backbone of another Fwd2Bot than {source}. Name another output folder.")
     if not (folder / "config.json").exists():
         model = Fwd2BotForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
         taken = model.backbone.state_dict().items()
@@ -116,4 +121,5 @@ def bare_backbone(source: str, folder: Path) -> Path:
         backbone.generation_config = model.generation_config
         Fwd2BotProcessor.from_pretrained(source).backbone_processor.save_pretrained(folder)
         backbone.save_pretrained(folder)
+        taken_from.write_text(name)
     return folder
