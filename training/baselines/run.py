@@ -56,7 +56,7 @@ MAY_VARY = (
     "training.use_cpu",
 )
 # Of a recipe's model, what the rows do not do; their lengths are their own.
-UNUSED = ("init_from", "trained_stage", "adapters", "train_connector", "quantization", "dtype")
+UNUSED = ("init_from", "trained_stage", "adapters", "train_connector", "quantization", "dtype", "freeze")
 SPLITS = ("validation", "test")
 
 
