@@ -32,6 +32,7 @@ MODEL_FILES = (
     "last_positions_fwd2bot.py",
     "losses_fwd2bot.py",
     "merging_fwd2bot.py",
+    "mixed_in_fwd2bot.py",
     "modeling_fwd2bot.py",
     "output_fwd2bot.py",
     "packing_fwd2bot.py",

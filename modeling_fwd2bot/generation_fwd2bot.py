@@ -126,24 +126,28 @@ class SummaryGenerationMixin(GenerationMixin):
                         f"{name} reads the prompt as words, which a summary has none of. Leave it out; it works for "
                         "prompts without images."
                     )
-            with answer_words():
-                kwargs["inputs_embeds"] = self._insert(summary, expanded)
         self._add_to_lengths(kwargs, width - input_ids.shape[1])
         if not torch.equal(expanded["input_ids"], input_ids):
             show_given_prompt(kwargs, input_ids, width)
         with answer_words():
+            if summary is not None:
+                kwargs["inputs_embeds"] = self._insert(summary, expanded)
             output = super().generate(expanded["input_ids"], attention_mask=expanded["attention_mask"], **kwargs)
         return restore_prompt(output, input_ids, width)
 
     def _setting(self, name: str, kwargs: dict[str, Any]) -> Any:
         """A setting as `generate()` finds it: among its arguments, in the config given to it, in the model's own."""
-        given = (getattr(config, name, None) for config in (kwargs.get("generation_config"), self.generation_config))
-        return next((value for value in (kwargs.get(name), *given) if value is not None), None)
+        value = kwargs.get(name)
+        if value is None and kwargs.get("generation_config") is not None:
+            value = getattr(kwargs["generation_config"], name, None)
+        return getattr(self.generation_config, name, None) if value is None else value
 
     def _add_to_lengths(self, kwargs: dict[str, Any], more: int) -> None:
         """Let `max_length` and `min_length` count the prompt as the caller does, one placeholder per picture."""
+        if more == 0:
+            return
         lengths = {name: self._setting(name, kwargs) for name in ("max_length", "min_length")}
-        longer = {name: length + more for name, length in lengths.items() if length and more}
+        longer = {name: length + more for name, length in lengths.items() if length}
         config = kwargs.get("generation_config")
         if config is None:
             kwargs.update(longer)
@@ -203,6 +207,14 @@ class SummaryGenerationMixin(GenerationMixin):
         can_compile = quantizer is None or quantizer.is_compileable
         return can_compile and super()._valid_auto_compile_criteria(*args, **kwargs)
 
+    # What `generate()` would find out from the signature of `forward`, which takes long to make
+
+    def _supports_logits_to_keep(self) -> bool:
+        return True
+
+    def _supports_mm_encoder_outputs(self) -> bool:
+        return False
+
     # Checks
 
     def _lacks_parts(self, action: str) -> str:
@@ -245,22 +257,22 @@ class SummaryGenerationMixin(GenerationMixin):
             if not counts.all():
                 empty = (counts == 0).nonzero().flatten().tolist()
                 raise ValueError(f"attention_mask leaves no token in row(s) {empty}. {remedy}")
-            input_ids = input_ids.masked_fill(attention_mask == 0, 0)  # the padding may be any id
-        words = self.get_input_embeddings().num_embeddings
-        low, high = input_ids.aminmax()
-        if low < 0 or high >= words:
-            found = int(low if low < 0 else high)
-            raise ValueError(f"input_ids hold {found}; the vocabulary is 0 to {words - 1}. {remedy}")
+        low, high = _range(input_ids)
+        if attention_mask is not None and (low < 0 or high >= self._num_words):  # the padding may be any id
+            low, high = _range(input_ids.masked_fill(attention_mask == 0, 0))
+        if low < 0 or high >= self._num_words:
+            found = low if low < 0 else high
+            raise ValueError(f"input_ids hold {found}; the vocabulary is 0 to {self._num_words - 1}. {remedy}")
 
     def _check_pad_token_id(self, num_rows: int, kwargs: dict[str, Any]) -> None:
         """Raise for a padding that the model cannot read, where rows that end early are filled with it."""
-        pad, words = self._setting("pad_token_id", kwargs), self.get_input_embeddings().num_embeddings
         num_rows *= self._setting("num_return_sequences", kwargs) or 1
-        if num_rows > 1 and pad is not None and not 0 <= pad < words:
+        pad = self._setting("pad_token_id", kwargs) if num_rows > 1 else None
+        if pad is not None and not 0 <= pad < self._num_words:
             raise ValueError(
-                f"pad_token_id={int(pad)} is no row of the input embedding (0 to {words - 1}), and answers that end "
-                "before others are filled with it. Give pad_token_id, or set model.generation_config.pad_token_id, to "
-                "an id within: that of the end of the text, for example."
+                f"pad_token_id={int(pad)} is no row of the input embedding (0 to {self._num_words - 1}), and answers "
+                "that end before others are filled with it. Give pad_token_id, or set "
+                "model.generation_config.pad_token_id, to an id within: that of the end of the text, for example."
             )
 
     def _check_no_image(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, inputs: dict) -> None:
@@ -325,6 +337,11 @@ class SummaryGenerationMixin(GenerationMixin):
         if not all_finite(summary.tokens):
             raise ValueError("The summary holds NaN or infinity. Compress the images anew.")
         return summary.to(device=self.device, dtype=self.summary_projector.weight.dtype)
+
+
+def _range(input_ids: torch.Tensor) -> tuple[int, int]:
+    low, high = input_ids.aminmax()
+    return int(low), int(high)
 
 
 def _public_name(name_or_path: str | None) -> str | None:

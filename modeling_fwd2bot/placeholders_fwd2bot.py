@@ -78,19 +78,23 @@ def expand_placeholders(
     check_by_token(input_ids, labels=labels, segment_ids=segment_ids)
     keep = attention_mask.bool()
     is_placeholder = (input_ids == image_token_id) & keep
-    check_placeholders(is_placeholder.sum(1), len(lengths))
+    if int(is_placeholder.sum()) != len(lengths):
+        check_placeholders(is_placeholder.sum(1), len(lengths))
 
-    repeats = keep.long().masked_scatter(is_placeholder, lengths.to(input_ids.device, torch.long))  # (N, L)
+    repeats = keep.long().masked_scatter_(is_placeholder, lengths.to(input_ids.device, torch.long))  # (N, L)
     ends = repeats.cumsum(1)  # (N, L)
     shortest, width = (int(length) for length in ends[:, -1].aminmax())  # width is L'
-    ends += width - ends[:, -1:]  # each row to the right
-    columns = torch.arange(width, device=input_ids.device).repeat(len(ends), 1)  # (N, L')
-    source = torch.searchsorted(ends, columns, right=True)  # (N, L'), the column of input_ids that a new one repeats
-    padding = None if shortest == width else columns < ends[:, :1] - repeats[:, :1]
+    columns = torch.arange(width, device=input_ids.device).expand(len(ends), -1)  # (N, L')
+    padding = None
+    if shortest < width:
+        ends += width - ends[:, -1:]  # each row to the right
+        padding = columns < ends[:, :1] - repeats[:, :1]
+    # (N, L'), the column of input_ids that a new one repeats
+    source = torch.searchsorted(ends, columns.contiguous(), right=True)
 
     def spread(values: torch.Tensor, fill: int) -> torch.Tensor:
         spread_out = values.gather(1, source)
-        return spread_out if padding is None else spread_out.masked_fill(padding, fill)
+        return spread_out if padding is None else spread_out.masked_fill_(padding, fill)
 
     expanded = {
         "input_ids": spread(input_ids, pad_token_id),

@@ -6,11 +6,9 @@ stages may run at once in several threads, and the recomputation of gradient che
 forward that it repeats (see `checkpoint_stage`).
 """
 
-import functools
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .configuration_fwd2bot import STAGES
+from .mixed_in_fwd2bot import RUNNING, MixedIn, during, mix_in
 
 # Fields of `LoraConfig` by which training would not be that of an adapter beside the weights, and what they may be.
 HARMLESS = {
@@ -34,42 +33,28 @@ HARMLESS = {
 }
 BASE_LAYER = ".base_layer."  # what PEFT puts into the name of a weight that it wraps
 
-_running = threading.local()
 
-
-@contextmanager
-def run_stage(stage: str | None) -> Iterator[None]:
-    """Run the block under the adapter of `stage`; `None` is the bare backbone. Holds for the calling thread only."""
-    previous = current_stage()
-    _running.stage = stage
-    try:
-        yield
-    finally:
-        _running.stage = previous
+def run_stage(stage: str | None) -> AbstractContextManager[None]:
+    """Run a block under the adapter of `stage`; `None` is the bare backbone. Holds for the calling thread only."""
+    return during(stage=stage)
 
 
 def current_stage() -> str | None:
     """The stage that the calling thread runs, `None` outside of `run_stage`."""
-    return getattr(_running, "stage", None)
+    return RUNNING.stage
 
 
-@contextmanager
-def answer_words() -> Iterator[None]:
-    """Run the block's generate passes for ids that are words: checked before, or written by the model.
+def answer_words() -> AbstractContextManager[None]:
+    """Run a block's generate passes for ids that are words: checked before, or written by the model.
 
     For the calling thread only. A compress pass within, as a caller's stopping criterion may run one, reads queries.
     """
-    previous = getattr(_running, "words", False)
-    _running.words = True
-    try:
-        yield
-    finally:
-        _running.words = previous
+    return during(words=True)
 
 
 def reads_words_alone() -> bool:
     """Whether the calling thread runs a generate pass inside of `answer_words`."""
-    return getattr(_running, "words", False) and current_stage() == "generate"
+    return RUNNING.words and RUNNING.stage == "generate"
 
 
 def checkpoint_stage(checkpoint: Callable) -> Callable:
@@ -180,8 +165,8 @@ def install_adapter(language_model: nn.Module, stage: str, lora: dict[str, Any])
         )
     del language_model.peft_config  # PEFT's record of its adapters; here `config.adapters` is that, for both stages
     for module in language_model.modules():
-        if isinstance(module, LoraLayer) and not isinstance(module, _StageLayer):
-            module.__class__ = _stage_class(type(module))
+        if isinstance(module, LoraLayer):
+            mix_in(_StageLayer, module)
 
 
 def _adapts_embedding(module: nn.Module) -> bool:
@@ -235,11 +220,10 @@ def is_plain_float(weight: torch.Tensor) -> bool:
     return type(weight.data) is torch.Tensor and weight.is_floating_point() and here
 
 
-class _StageLayer:
+class _StageLayer(MixedIn):
     """Mixed into a PEFT layer: the active adapter is the stage that the calling thread runs."""
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        return _rebuild, (_stage_class, type(self).__bases__[1]), self.__dict__
+    prefix = "Stage"
 
     @property
     def active_adapter(self) -> list[str]:
@@ -261,7 +245,7 @@ class _StageLayer:
 
     def _is_plain(self, stage: str | None, x: torch.Tensor) -> bool:
         """Whether the layer adds a product of two matrices in the dtype of its input, and nothing else."""
-        if type(self).__bases__[1] is not Linear or not adds_a_product(self, stage):
+        if self.root_class is not Linear or not adds_a_product(self, stage):
             return False
         if self.merged or self.disable_adapters or self.base_layer._forward_hooks:  # which may keep the base's result
             return False
@@ -275,19 +259,11 @@ class _StageLayer:
         )
 
 
-@functools.cache
-def _stage_class(layer_class: type) -> type:
-    # As torch.nn.utils.parametrize does: the instance changes class, so its weights, names and state dict stay.
-    return type(f"Stage{layer_class.__name__}", (_StageLayer, layer_class), {})
-
-
-class _QueryEmbedding:
+class _QueryEmbedding(MixedIn):
     """Mixed into an input embedding: ids past its last row stand for the learned summary queries."""
 
+    prefix = "Query"
     summary_queries: nn.Parameter
-
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        return _rebuild, (_query_class, type(self).__bases__[1]), self.__dict__
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         if reads_words_alone():
@@ -297,11 +273,6 @@ class _QueryEmbedding:
         words = super().forward(input_ids.masked_fill(is_query, 0))  # (N, L, d)
         queries = self.summary_queries[query.clamp(min=0)].to(words.dtype)  # (N, L, d)
         return torch.where(is_query.unsqueeze(-1), queries, words)
-
-
-@functools.cache
-def _query_class(embedding_class: type) -> type:
-    return type(f"Query{embedding_class.__name__}", (_QueryEmbedding, embedding_class), {})
 
 
 def install_queries(embedding: nn.Module, queries: torch.Tensor) -> None:
@@ -315,12 +286,4 @@ def install_queries(embedding: nn.Module, queries: torch.Tensor) -> None:
             f"The backbone's input embedding must be a torch.nn.Embedding, got {type(embedding).__name__}."
         )
     embedding.summary_queries = nn.Parameter(queries)
-    embedding.__class__ = _query_class(type(embedding))
-    if hasattr(embedding, "_old_forward"):  # what accelerate's hooks call, which move inputs between devices
-        embedding._old_forward = type(embedding).forward.__get__(embedding)
-
-
-def _rebuild(make_class: Callable[[type], type], base: type) -> nn.Module:
-    # Classes that are made while the program runs cannot be found by name, so pickle makes them again.
-    instance_class = make_class(base)
-    return instance_class.__new__(instance_class)
+    mix_in(_QueryEmbedding, embedding)

@@ -7,6 +7,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from .adapters_fwd2bot import BASE_LAYER, adds_a_product, is_adapter_parameter, is_plain_float
+from .last_positions_fwd2bot import LastPositions
+from .mixed_in_fwd2bot import mix_in
 
 
 def merged_state(module: nn.Module, stage: str) -> dict[str, torch.Tensor]:
@@ -36,8 +38,8 @@ def merge_in_place(language_model: nn.Module, stage: str) -> None:
             weights = dict(base.named_parameters())
             for key, value in _merged_layer(layer, stage, name).items():
                 weights[key].data = value
-            base._forward_pre_hooks.update(layer._forward_pre_hooks)
-            base._forward_hooks.update(layer._forward_hooks)
+            if isinstance(layer, LastPositions):
+                mix_in(LastPositions, base)
             parent, _, last = name.rpartition(".")
             setattr(language_model.get_submodule(parent), last, base)
 

@@ -86,8 +86,9 @@ class Fwd2BotForConditionalGeneration(
             )
         self.backbone = backbone
         self._reads_token_types = reads_token_types(backbone)
-        width = config.get_text_config().hidden_size
-        install_queries(backbone.get_input_embeddings(), torch.randn(config.num_summary_tokens, width) * 0.02)
+        width, words = config.get_text_config().hidden_size, backbone.get_input_embeddings()
+        self._num_words = words.num_embeddings  # as long as its vocabulary cannot grow
+        install_queries(words, torch.randn(config.num_summary_tokens, width) * 0.02)
         self._left_out = []
         for name in STAGES if config.merged_stage is None else ():
             if stage in (None, "text", name):
@@ -184,6 +185,9 @@ class Fwd2BotForConditionalGeneration(
     @property
     def device(self) -> torch.device:
         """Where inputs go: the device of the first parameter that is not offloaded."""
+        first = self._parameters.get("logit_scale")  # each step of an answer asks twice: a walk costs more than it may
+        if first is not None and not first.is_meta:
+            return first.device
         devices = (parameter.device for parameter in self.parameters() if not parameter.is_meta)
         return next(devices, torch.device("cpu" if hasattr(self, "hf_device_map") else "meta"))
 
@@ -202,7 +206,7 @@ class Fwd2BotForConditionalGeneration(
         """What stands at masked places: the padding, or any word where that is no row of the input embedding."""
         pad = self.generation_config.pad_token_id if self.generation_config is not None else None
         pad = self.config.get_text_config().pad_token_id if pad is None else pad
-        return pad if pad is not None and 0 <= pad < self.get_input_embeddings().num_embeddings else 0
+        return pad if pad is not None and 0 <= pad < self._num_words else 0
 
     def _lengths(
         self, num_images: int, num_summary_tokens: int | torch.Tensor | None
@@ -266,20 +270,23 @@ class Fwd2BotForConditionalGeneration(
         """
         compress_inputs = take_prefixed(kwargs, "compress_")
         if not compress_inputs:
-            if any(value is not None for value in (text_input_ids, segment_ids, placeholder_image)):
+            if text_input_ids is not None or segment_ids is not None or placeholder_image is not None:
                 raise ValueError(
                     "Captions, segment_ids and placeholder_image need images: give the `compress_` tensors as well."
                 )
-            if input_ids is None and inputs_embeds is None:
+            given = input_ids if inputs_embeds is None else inputs_embeds
+            if given is None:
                 raise ValueError("forward() got nothing to read. Give what the processor returned for text or images.")
             self._require_stage("generate")
             if inputs_embeds is None and kwargs.get("past_key_values") is None:
                 self._check_no_image(input_ids, attention_mask, kwargs)
             if self._reads_token_types:
-                kwargs["token_type_ids"] = causal_token_types(input_ids if inputs_embeds is None else inputs_embeds)
-            length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-            partly = isinstance(logits_to_keep, int) and 0 < logits_to_keep < length and not self._tells_all(kwargs)
-            with run_stage("generate"), only_last_positions(logits_to_keep if partly else None):
+                kwargs["token_type_ids"] = causal_token_types(given)
+            partly = isinstance(logits_to_keep, int) and 0 < logits_to_keep < given.shape[1]
+            with (
+                run_stage("generate"),
+                only_last_positions(logits_to_keep if partly and not self._tells_all(kwargs) else None),
+            ):
                 output = self.backbone(
                     input_ids=input_ids,
                     attention_mask=attention_mask,

@@ -34,7 +34,7 @@ class PassesMixin:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         input_ids = input_ids.masked_fill(attention_mask == 0, self._pad_token_id)  # a tokenizer's may be no row
-        first_query = self.get_input_embeddings().num_embeddings
+        first_query = self._num_words
         query_ids = torch.arange(first_query, first_query + num_summary_tokens, device=input_ids.device)
         base_model = self.backbone.base_model
         if self._reads_token_types and inputs.get("token_type_ids") is None:
@@ -45,10 +45,11 @@ class PassesMixin:
 
     def _tells_all(self, inputs: dict[str, Any]) -> bool:
         """Whether a pass is asked for what it computes at every position, beside the logits."""
-        configs = (self.backbone.config, self.config.get_text_config(), self.get_decoder().config)
-        configs = {id(one): one for one in configs}.values()  # the last two are mostly one, and slow to ask
         names = ("output_hidden_states", "output_attentions", "output_router_logits")
-        return any(inputs.get(name) or any(getattr(one, name, False) for one in configs) for name in names)
+        if any(inputs.get(name) for name in names):
+            return True
+        configs = (self.backbone.config, self.get_decoder().config)
+        return any(getattr(config, name, False) for config in configs for name in names)
 
     def _insert(self, summary: Fwd2BotSummary, expanded: dict[str, torch.Tensor]) -> torch.Tensor:
         """`(N, L', d)` input embeddings of the expanded prompts, the summary tokens at their slots."""

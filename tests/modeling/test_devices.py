@@ -7,6 +7,7 @@ import tiny
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
 from accelerate.hooks import ModelHook, add_hook_to_module
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText
 
 from fwd2bot import Fwd2BotForConditionalGeneration
@@ -236,10 +237,37 @@ def test_backbone_on_two_gpus_can_be_wrapped_and_trained(processor, tmp_path):
     assert all(value.grad is not None for value in model.mark_trainable().values())
 
 
-def test_signature_of_forward_is_the_same_with_the_hooks_of_accelerate():
-    """`Trainer` keeps the columns that it names, and `generate()` the arguments."""
-    model = tiny.tiny_fwd2bot()
-    names = list(inspect.signature(model.forward).parameters)
+def hooked(model):
+    return add_hook_to_module(model, ModelHook())
+
+
+def dispatched(model):
+    return dispatch_model(model, {"": "cpu"}, force_hooks=True)
+
+
+def adapted(model):
+    return get_peft_model(model, LoraConfig(target_modules=["summary_projector"])).get_base_model()
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # by peft
+@pytest.mark.parametrize("change", [hooked, dispatched, adapted])
+def test_model_in_another_form_takes_and_answers_the_same(shared_fwd2bot, processor, change):
+    """`Trainer` keeps the columns that the signature of `forward` names, and `generate()` the arguments."""
+    model, plain = change(tiny.tiny_fwd2bot()), shared_fwd2bot
+    names = list(inspect.signature(plain.forward).parameters)
     assert names[0] == "input_ids" and names[-1] == "kwargs"
-    add_hook_to_module(model, ModelHook())
     assert list(inspect.signature(model.forward).parameters) == names
+    summary = plain.compress(**processor.process_images(tiny.pictures(2)))
+    inputs = processor(text=tiny.prompts(processor, ["What is it?", "Why?"]))
+    answers, expected = (
+        one.generate_from_summary(summary.tokens, **inputs, max_new_tokens=3, do_sample=False)
+        for one in (model, plain)
+    )
+    assert torch.equal(answers, expected)
+
+
+def test_generate_is_told_what_the_signature_of_forward_says(shared_fwd2bot):
+    names = inspect.signature(shared_fwd2bot.forward).parameters
+    assert shared_fwd2bot._supports_logits_to_keep() == ("logits_to_keep" in names)
+    assert shared_fwd2bot._supports_mm_encoder_outputs() == ("mm_encoder_outputs" in names)

@@ -40,7 +40,7 @@ def in_float(weight: torch.Tensor) -> torch.Tensor:
 
 def test_lora_is_pefts_own_on_every_linear_layer(method, model):
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
-    assert {type(layer).__bases__[1].__name__ for layer in layers} == {LORA_LAYERS[method]}
+    assert {layer.root_class.__name__ for layer in layers} == {LORA_LAYERS[method]}
     assert len(layers) == 2 * 7  # q, k, v, o, gate, up, down of two layers
 
 
