@@ -1,6 +1,7 @@
 """Answering from a summary against three opponents: time to first token, decode, memory, cache.
 
-    python benchmarks/answering.py [--size tiny|small|1b|7b] [--batches 1 8 32] [--ks 1 4 16 32] [--output FILE.json]
+    python benchmarks/answering.py [--size tiny|small|1b|7b] [--batches 1 8 32] [--ks 1 4 16 32] [--ways summary floor]
+        [--output FILE.json]
 
 - summary: `generate_from_summary` of a model loaded with `stage="generate"`, which has its adapter in the weights;
 - apart: the same of a model loaded whole;
@@ -84,18 +85,19 @@ def runs_of(models: dict[str, Any], processor: Any, side: int, k: int, batch: in
 def measure(models: dict[str, Any], processor: Any, side: int, k: int, batch: int, args: Any) -> dict[str, Any]:
     """A row of the table."""
     made, length, kept = runs_of(models, processor, side, k, batch)
-    runs, new = made["runs"], args.new_tokens
+    runs, new = {way: made["runs"][way] for way in args.ways}, args.new_tokens
+    others = [way for way in args.ways if way not in ("summary", "apart")]
     made["fill"](args.repetitions + 2)
     first = interleaved({way: lambda run=run: run(1) for way, run in runs.items()}, args.repetitions)
     made["fill"](args.repetitions + 2)
     whole = interleaved({way: lambda run=run: run(1 + new) for way, run in runs.items()}, args.repetitions)
     start, all_of_it = medians(first), medians(whole)
-    step = {way: (all_of_it[way] - start[way]) / new for way in WAYS}
+    step = {way: (all_of_it[way] - start[way]) / new for way in args.ways}
     row: dict[str, Any] = {"batch": batch, "k": k, "tokens": length}
-    row |= {f"first {way}, ms": 1000 * start[way] for way in WAYS}
-    row |= {f"step {way}, ms": 1000 * step[way] for way in WAYS}
-    row |= {f"first / {way}": ratio(first, "summary", way) for way in WAYS[2:]}
-    row |= {f"step / {way}": step["summary"] / step[way] for way in WAYS[2:]}
+    row |= {f"first {way}, ms": 1000 * start[way] for way in args.ways}
+    row |= {f"step {way}, ms": 1000 * step[way] for way in args.ways}
+    row |= {f"first / {way}": ratio(first, "summary", way) for way in others}
+    row |= {f"step / {way}": step["summary"] / step[way] for way in others}
     row["tokens/s"] = batch / step["summary"]
     row |= {f"MB {way}": peak_memory(lambda run=run: run(4)) / 1e6 for way, run in runs.items() if way != "apart"}
     width, size = models["apart"].summary_projector.out_features, models["apart"].dtype.itemsize
@@ -108,8 +110,11 @@ def main() -> None:
     parser.add_argument(
         "--ks", type=int, nargs="+", default=[1, 4, 16, 32], help="lengths of a summary, of those that"
     )
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="to compare (default: all)")
     parser.add_argument("--new-tokens", type=int, default=16, help="of which decode is the mean (default: 16)")
     args = parser.parse_args()
+    if "summary" not in args.ways:
+        parser.error("--ways must have summary, which the others are compared to")
     model, processor, side = set_up(args, max(args.ks))
     with torch.inference_mode():
         models = {"apart": model, "floor": bare_language_model(model), "uncompressed": bare_backbone(model)}
@@ -118,7 +123,7 @@ def main() -> None:
         rows = [measure(models, processor, side, k, batch, args) for batch in args.batches for k in ks]
     report(args, rows)
     largest = [row for row in rows if row["k"] == ks[-1]]
-    lines = {way: (args.batches, [row[f"first {way}, ms"] for row in largest]) for way in WAYS}
+    lines = {way: (args.batches, [row[f"first {way}, ms"] for row in largest]) for way in args.ways}
     draw(args, lines, f"prompts in a batch, k={ks[-1]}", "ms to the first token")
 
 

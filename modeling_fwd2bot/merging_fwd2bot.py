@@ -9,6 +9,7 @@ from torch import nn
 from .adapters_fwd2bot import BASE_LAYER, adds_a_product, is_adapter_parameter, is_plain_float
 from .last_positions_fwd2bot import LastPositions
 from .mixed_in_fwd2bot import mix_in
+from .summary_fwd2bot import all_finite
 
 
 def merged_state(module: nn.Module, stage: str) -> dict[str, torch.Tensor]:
@@ -68,7 +69,7 @@ def _merged_layer(layer: LoraLayer, stage: str, name: str) -> dict[str, torch.Te
     if adds_a_product(layer, stage):  # without copies of all adapters, which take longer than the sum
         low, up = layer.lora_A[stage].weight.float(), layer.lora_B[stage].weight.float()
         merged = torch.addmm(weights["weight"].float(), up, low, alpha=layer.scaling[stage])  # (out, in)
-        if not torch.isfinite(merged).all():
+        if not all_finite(merged):
             raise ValueError(f"The adapter of {name} holds NaN or infinity. Save or download the checkpoint anew.")
         return {**weights, "weight": _rounded(merged, weights["weight"].dtype, name)}
     copied = copy.deepcopy(layer).float()
@@ -80,7 +81,7 @@ def _merged_layer(layer: LoraLayer, stage: str, name: str) -> dict[str, torch.Te
 def _rounded(values: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     """Finite numbers in the dtype of a weight, where they fit it."""
     rounded = values.to(dtype)
-    if dtype != values.dtype and not torch.isfinite(rounded).all():
+    if dtype != values.dtype and not all_finite(rounded):
         raise ValueError(
             f"The weights of {name} with their adapter reach {values.abs().max().item():.4g}, which does not fit "
             f"{dtype} (largest {torch.finfo(dtype).max:.4g}). Load the model in torch.bfloat16 or torch.float32, or "

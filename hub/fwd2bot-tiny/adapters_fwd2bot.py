@@ -151,8 +151,11 @@ def install_adapter(language_model: nn.Module, stage: str, lora: dict[str, Any])
     Args:
         lora: arguments of `peft.LoraConfig` (`r`, `lora_alpha`, `target_modules`, ...).
     """
+    config = LoraConfig(**lora)
+    if next(language_model.parameters()).is_meta:  # its weights are about to be read, and drawing some takes time
+        config.init_lora_weights = False
     try:
-        inject_adapter_in_model(LoraConfig(**lora), language_model, adapter_name=stage)
+        inject_adapter_in_model(config, language_model, adapter_name=stage)
     except ValueError as error:
         raise ValueError(
             f"The adapter of the stage {stage!r} does not fit the language model, {type(language_model).__name__}, to "

@@ -59,7 +59,10 @@ class SummaryGenerationMixin(GenerationMixin):
         if (summary is None) == (not inputs):
             raise ValueError("embed() takes either `summary` or the tensors of process_images / process_texts.")
         if summary is None:
-            summary = self.compress(num_summary_tokens=num_summary_tokens, **inputs)
+            k = check_num_summary_tokens(num_summary_tokens, self.config)
+            tokens = self._compress_pass(k, **self._check_compress_inputs(inputs))
+            _check_finite(tokens)
+            return self._pool(tokens, k)
         summary = self._check_summary(summary)
         shortest, longest = int(summary.lengths.min()), summary.num_summary_tokens
         if num_summary_tokens is None and shortest != longest:
@@ -334,9 +337,13 @@ class SummaryGenerationMixin(GenerationMixin):
                     f"The summary was made by another model: its {key} is {made_by[key]!r}, of model "
                     f"{made_by['model']!r}; this is {name!r} with {allowed[0]!r}. Compress the images anew with it."
                 )
-        if not all_finite(summary.tokens):
-            raise ValueError("The summary holds NaN or infinity. Compress the images anew.")
+        _check_finite(summary.tokens)
         return summary.to(device=self.device, dtype=self.summary_projector.weight.dtype)
+
+
+def _check_finite(tokens: torch.Tensor) -> None:
+    if not all_finite(tokens):
+        raise ValueError("The summary holds NaN or infinity. Compress the images anew.")
 
 
 def _range(input_ids: torch.Tensor) -> tuple[int, int]:
