@@ -167,7 +167,10 @@ class SummaryGenerationMixin(GenerationMixin):
         num_summary_tokens: int | None = None,
         **kwargs: Any,
     ) -> torch.LongTensor | ModelOutput:
-        """`compress`, then `generate_from_summary`, on what `processor(images=..., text=...)` returned."""
+        """`compress`, then `generate_from_summary`, on what `processor(images=..., text=...)` returned.
+
+        For words alone nothing is compressed, so that `num_summary_tokens` is checked and has no effect.
+        """
         if input_ids is None:
             raise ValueError(
                 "generate() needs input_ids: pass everything that processor(images=..., text=...) returned."
@@ -181,6 +184,7 @@ class SummaryGenerationMixin(GenerationMixin):
             check_placeholders(placeholders, len(compress_inputs.get("input_ids", ())))
             summary = self.compress(num_summary_tokens=num_summary_tokens, **compress_inputs)
             return self.generate_from_summary(summary, input_ids, attention_mask, **kwargs)
+        check_num_summary_tokens(num_summary_tokens, self.config)
         self._check_no_image(input_ids, mask, kwargs)
         return self._generate(None, input_ids, attention_mask, kwargs)
 
@@ -327,18 +331,19 @@ class SummaryGenerationMixin(GenerationMixin):
                 "Compress the images anew with this model."
             )
         made_by = summary.metadata
-        for key, allowed in (
-            ("fingerprint", [self.fingerprint]),
-            ("prompt", [self.config.image_prompt, self.config.text_prompt]),
-        ):
-            if made_by[key] is not None and made_by[key] not in allowed:
-                name = _public_name(self.config.name_or_path)
-                raise ValueError(
-                    f"The summary was made by another model: its {key} is {made_by[key]!r}, of model "
-                    f"{made_by['model']!r}; this is {name!r} with {allowed[0]!r}. Compress the images anew with it."
-                )
+        if made_by["fingerprint"] not in (None, fingerprint := self.fingerprint):
+            raise self._made_by_another(made_by, "fingerprint", fingerprint)
+        prompt = self.config.image_prompt
+        if made_by["prompt"] not in (None, prompt) and made_by["prompt"] != self.config.text_prompt:
+            raise self._made_by_another(made_by, "prompt", prompt)
         _check_finite(summary.tokens)
         return summary.to(device=self.device, dtype=self.summary_projector.weight.dtype)
+
+    def _made_by_another(self, made_by: dict[str, str | None], key: str, own: str) -> ValueError:
+        return ValueError(
+            f"The summary was made by another model: its {key} is {made_by[key]!r}, of model {made_by['model']!r}; "
+            f"this is {_public_name(self.config.name_or_path)!r} with {own!r}. Compress the images anew with it."
+        )
 
 
 def _check_finite(tokens: torch.Tensor) -> None:

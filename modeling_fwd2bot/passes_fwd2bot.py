@@ -45,11 +45,12 @@ class PassesMixin:
 
     def _tells_all(self, inputs: dict[str, Any]) -> bool:
         """Whether a pass is asked for what it computes at every position, beside the logits."""
-        names = ("output_hidden_states", "output_attentions", "output_router_logits")
-        if any(inputs.get(name) for name in names):
+        asked = ("output_hidden_states", "output_attentions", "output_router_logits")
+        if any(inputs.get(name) for name in asked):
             return True
-        configs = (self.backbone.config, self.get_decoder().config)
-        return any(getattr(config, name, False) for config in configs for name in names)
+        kept = (*asked, "_output_attentions")  # as a config keeps them; its attributes are slow to ask for
+        configs = (vars(self.backbone.config), vars(self.get_decoder().config))
+        return any(config.get(name) for config in configs for name in kept)
 
     def _insert(self, summary: Fwd2BotSummary, expanded: dict[str, torch.Tensor]) -> torch.Tensor:
         """`(N, L', d)` input embeddings of the expanded prompts, the summary tokens at their slots."""

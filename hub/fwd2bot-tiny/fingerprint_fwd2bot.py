@@ -23,14 +23,14 @@ class FingerprintMixin:
 
         What changes weights behind autograd's back (`parameter.data`) is not seen.
         """
-        versions = _versions(self)
-        if self.config.fingerprint is None or self.__dict__.get("_fingerprinted") != versions:
+        versions, known = _versions(self), self.config.fingerprint
+        if known is None or self.__dict__.get("_fingerprinted") != versions:
             trained = self.trained_parameters()
-            if self.config.fingerprint is None or not any(value.is_meta for value in trained.values()):
+            if known is None or not any(value.is_meta for value in trained.values()):
                 found = weights_fingerprint(trained, self._merged_fingerprint)
-                self.config.fingerprint = self._loaded_fingerprint if found == self._loaded_hash else found
-        self._fingerprinted = versions
-        return self.config.fingerprint
+                known = self.config.fingerprint = self._loaded_fingerprint if found == self._loaded_hash else found
+        self.__dict__["_fingerprinted"] = versions
+        return known
 
     def _remember_weights(self) -> None:
         """Note the hash of the weights as they are now, with the fingerprint that the checkpoint gives them.
@@ -44,6 +44,15 @@ class FingerprintMixin:
         if self.config.fingerprint is not None and not elsewhere:
             self._loaded_hash = weights_fingerprint(trained, self._merged_fingerprint)
             self._loaded_fingerprint = self.config.fingerprint
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Of `half()`, `to()` and their like, which round the weights and leave the counters as they are."""
+        known = self.config.fingerprint is not None and self.__dict__.get("_fingerprinted") == _versions(self)
+        before = _dtypes(self) if known else []
+        module = super()._apply(*args, **kwargs)
+        if known and _dtypes(self) != before:
+            self._remember_weights()
+        return module
 
     def __getstate__(self) -> dict[str, Any]:
         versions = _versions(self)
@@ -96,6 +105,10 @@ def _versions(model: Any) -> list[int]:
         places = model.__dict__["_trained_places"] = _trained_places(model)
     weights = (value for _, _, value in places if isinstance(value, torch.Tensor))
     return [0 if value.is_inference() else value._version for value in weights]
+
+
+def _dtypes(model: nn.Module) -> list[torch.dtype]:
+    return [value.dtype for value in model.trained_parameters().values()]
 
 
 def _trained_places(model: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:

@@ -98,6 +98,24 @@ def test_weights_put_in_place_anew_keep_their_fingerprint_until_their_values_cha
     assert loaded.fingerprint == model.fingerprint
 
 
+@pytest.mark.parametrize("options", [{}, {"stage": "generate"}], ids=["apart", "merged"])
+@pytest.mark.parametrize("cast", [lambda model: model.half(), lambda model: model.to(torch.bfloat16).float()])
+def test_fingerprint_survives_a_cast_and_tensors_put_in_place_after_it(saved, options, cast):
+    loaded = cast(Fwd2BotForConditionalGeneration.from_pretrained(saved[0], **options))
+    loaded.load_state_dict(copy.deepcopy(loaded.state_dict()), assign=True)
+    assert loaded.fingerprint == saved[1].fingerprint
+    with torch.no_grad():
+        loaded.summary_projector.bias.add_(1)
+    assert loaded.fingerprint != saved[1].fingerprint
+
+
+def test_change_before_a_cast_is_seen_after_it(saved):
+    loaded = Fwd2BotForConditionalGeneration.from_pretrained(saved[0])
+    with torch.no_grad():
+        loaded.summary_projector.bias.add_(1)
+    assert loaded.half().fingerprint != saved[1].fingerprint
+
+
 def test_fingerprint_survives_that_weights_were_offloaded_and_came_back(saved, tmp_path):
     loaded = Fwd2BotForConditionalGeneration.from_pretrained(saved[0], dtype=torch.bfloat16)
     disk_offload(loaded, tmp_path, execution_device=torch.device("cpu"))

@@ -42,6 +42,8 @@ def test_length_out_of_range_names_the_range(model, processor, images, summary, 
         model.embed(summary=summary, num_summary_tokens=length)
     with pytest.raises(ValueError, match=expected):
         model.generate(**processor(images=tiny.pictures(3), text=prompts), num_summary_tokens=length)
+    with pytest.raises(ValueError, match=expected):
+        model.generate(**processor(text=["No picture."]), num_summary_tokens=length)
 
 
 @pytest.mark.parametrize("length", ["4", 2.0, True])
