@@ -9,7 +9,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own limit, where it begins to warn of decompression bombs
 MAX_DOWNLOAD = 100_000_000  # bytes of a picture behind a URL
@@ -96,8 +96,9 @@ def _picture_source(image: Any, name: str) -> Any:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    picture = ImageOps.exif_transpose(picture)
     picture.load()
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # it copies the picture in any case
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     elif picture.mode in ("I", "F"):
