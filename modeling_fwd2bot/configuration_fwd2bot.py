@@ -171,6 +171,14 @@ class Fwd2BotConfig(PreTrainedConfig):
             return self
         return self.backbone_config.get_text_config(*args, **kwargs)
 
+    def _get_generation_parameters(self) -> dict[str, Any]:
+        """Settings of `generate()` that were put into this config, which transformers refuses.
+
+        Each answer asks for them, and walks through all that there could be; here nearly always none was added.
+        """
+        added = set(vars(self)) - set(self.__dataclass_fields__) - {"auto_map", "custom_pipelines"}
+        return super()._get_generation_parameters() if any(name[0] != "_" for name in added) else {}
+
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
         if isinstance(self.backbone_config, PreTrainedConfig):

@@ -1,10 +1,11 @@
 """`Fwd2BotConfig`: validated once, and the same after any round trip."""
 
+import copy
 import json
 
 import pytest
 import tiny
-from transformers import AutoConfig, LlavaConfig
+from transformers import AutoConfig, LlavaConfig, PreTrainedConfig
 
 from fwd2bot import Fwd2BotConfig
 
@@ -91,3 +92,11 @@ def test_wrong_value_is_named_with_what_is_allowed(values, message):
 def test_backbone_config_of_another_type_is_refused():
     with pytest.raises(TypeError, match="backbone_config must be a PreTrainedConfig or its dict, got 3"):
         Fwd2BotConfig(backbone_config=3)
+
+
+def test_settings_of_generation_in_the_config_are_found(shared_fwd2bot):
+    """`generate()` and `save_pretrained` refuse them."""
+    config = copy.deepcopy(shared_fwd2bot.config)
+    assert config._get_generation_parameters() == PreTrainedConfig._get_generation_parameters(config) == {}
+    config.temperature = 0.5
+    assert config._get_generation_parameters() == {"temperature": 0.5}
