@@ -19,6 +19,7 @@ from .backbone_fwd2bot import check_backbone, commit_of, load_backbone
 from .configuration_fwd2bot import STAGES, own_fields
 from .fingerprint_fwd2bot import FingerprintMixin, weights_fingerprint
 from .folder_fwd2bot import HUB_OPTIONS, check_name, copy_code, draft_folder, find_code, set_auto_map
+from .last_positions_fwd2bot import install_last_positions
 from .merging_fwd2bot import cannot_merge, merge_in_place
 from .quantization_fwd2bot import is_quantized, mark_backbone, quantize_backbone_only
 from .weights_fwd2bot import check_loading_info, check_same_backbone
@@ -164,6 +165,7 @@ class CheckpointMixin(FingerprintMixin):
             model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
             check_loading_info(info, path)
             mark_backbone(model)
+            install_last_positions(model.get_decoder())
         commit = getattr(model.config, "_commit_hash", None) or commit_of(path, hub.get("revision"), **_cache(hub))
         model._hub = {**hub, "revision": commit} if commit else hub
         if stage in STAGES and (merge_adapters or (merge_adapters is None and not isinstance(backbone, nn.Module))):

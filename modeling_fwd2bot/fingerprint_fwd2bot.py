@@ -58,7 +58,8 @@ class FingerprintMixin:
         versions = _versions(self)
         state = dict(without_recording(self).__dict__)  # of pickle and deepcopy, which count the versions anew
         state["_fingerprinted"] = "before copying" if state.get("_fingerprinted") == versions else None
-        state.pop("_trained_places", None)
+        for name in ("_trained_places", "_words"):  # which point into this model
+            state.pop(name, None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

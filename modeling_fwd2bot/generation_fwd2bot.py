@@ -62,7 +62,7 @@ class SummaryGenerationMixin(GenerationMixin):
             k = check_num_summary_tokens(num_summary_tokens, self.config)
             tokens = self._compress_pass(k, **self._check_compress_inputs(inputs))
             _check_finite(tokens)
-            return self._pool(tokens, k)
+            return self._pool(tokens.to(self.device), k)
         summary = self._check_summary(summary)
         shortest, longest = int(summary.lengths.min()), summary.num_summary_tokens
         if num_summary_tokens is None and shortest != longest:

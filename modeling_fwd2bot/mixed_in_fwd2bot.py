@@ -50,14 +50,21 @@ class MixedIn:
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         # Classes that are made while the program runs cannot be found by name, so pickle makes them again.
-        return _rebuild, (self.root_class, *self.mixins), self.__dict__
+        return _rebuild, (self.root_class, *self.mixins), self.__getstate__()
 
 
 def mix_in(mixin: type[MixedIn], module: nn.Module) -> None:
-    """Put `mixin` in front of the class of one module, once."""
+    """Put `mixin` in front of the class of one module, once.
+
+    Raises:
+        TypeError: for a class whose instances Python lays out otherwise, such as one with `abc.ABC` in front.
+    """
     if isinstance(module, mixin):
         return
+    left_behind = getattr(vars(module).get("forward"), "__func__", None) is type(module).forward
     module.__class__ = _mixed_class(mixin, type(module))
+    if left_behind:  # by accelerate, where it takes its hooks away; it would hide that of the class
+        del module.forward
     if hasattr(module, "_old_forward"):  # what accelerate's hooks call, which move inputs between devices
         module._old_forward = type(module).forward.__get__(module)
 

@@ -6,7 +6,7 @@ are computed for the last positions alone and padded with zeros in front; the ba
 stands at other positions after such a pass is meaningless.
 """
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import torch
@@ -35,7 +35,8 @@ def install_last_positions(decoder: nn.Module) -> None:
         return
     for name, module in layers[-1].named_modules():
         if name in PARTS:
-            mix_in(LastPositions, module)
+            with suppress(TypeError):  # a layer of quanto cannot change class, and computes all positions
+                mix_in(LastPositions, module)
 
 
 class LastPositions(MixedIn):

@@ -86,9 +86,8 @@ class Fwd2BotForConditionalGeneration(
             )
         self.backbone = backbone
         self._reads_token_types = reads_token_types(backbone)
-        width, words = config.get_text_config().hidden_size, backbone.get_input_embeddings()
-        self._num_words = words.num_embeddings  # as long as its vocabulary cannot grow
-        install_queries(words, torch.randn(config.num_summary_tokens, width) * 0.02)
+        width = config.get_text_config().hidden_size
+        install_queries(backbone.get_input_embeddings(), torch.randn(config.num_summary_tokens, width) * 0.02)
         self._left_out = []
         for name in STAGES if config.merged_stage is None else ():
             if stage in (None, "text", name):
@@ -100,7 +99,8 @@ class Fwd2BotForConditionalGeneration(
             self._left_out += drop_vision(backbone)
         elif stage == "compress":
             self._left_out += drop_head(backbone)
-        install_last_positions(backbone.get_decoder())
+        if not torch.empty(0).is_meta:  # in loading, afterwards: quantisers replace what is torch.nn.Linear itself
+            install_last_positions(backbone.get_decoder())
         self.summary_projector = nn.Linear(width, width)
         nn.init.zeros_(self.summary_projector.bias)
         nn.init.eye_(self.summary_projector.weight)
@@ -195,6 +195,13 @@ class Fwd2BotForConditionalGeneration(
     def dtype(self) -> torch.dtype:
         """The backbone's; what trains may be in float32 all the same."""
         return self.backbone.dtype
+
+    @property
+    def _num_words(self) -> int:
+        words = self.__dict__.get("_words")  # each answer asks several times, and the way there takes long
+        if words is None:
+            words = self.__dict__["_words"] = self.get_input_embeddings()
+        return words.num_embeddings
 
     @property
     def image_token_id(self) -> int:

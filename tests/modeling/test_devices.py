@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
-from accelerate.hooks import ModelHook, add_hook_to_module
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_submodules
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText
 
@@ -175,15 +175,19 @@ def place_of(name: str, places: dict) -> str:
 # Backbones that lie on devices already
 
 
-def test_backbone_with_hooks_can_be_wrapped(saved, processor):
-    """accelerate replaces `forward` of each part; the queries must be found all the same."""
+@pytest.mark.parametrize("taken_away", [False, True])
+def test_backbone_with_hooks_can_be_wrapped(saved, processor, taken_away):
+    """accelerate replaces `forward` of each part, for good; the queries must be found all the same."""
     hooked, plain = tiny.tiny_backbone(), tiny.tiny_backbone()
     dispatch_model(hooked, {"": "cpu"}, force_hooks=True)
+    assert hasattr(hooked.get_input_embeddings(), "_hf_hook")
+    if taken_away:
+        remove_hook_from_submodules(hooked)
+        assert "forward" in vars(hooked.get_input_embeddings())
     models = []
     for backbone in (hooked, plain):
         torch.manual_seed(0)
         models.append(Fwd2BotForConditionalGeneration.from_backbone(backbone, num_summary_tokens=4))
-    assert hasattr(hooked.get_input_embeddings(), "_hf_hook")
     assert_same_outputs(*models, processor)
 
 

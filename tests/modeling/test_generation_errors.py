@@ -200,6 +200,15 @@ def test_vocabulary_cannot_be_resized_under_the_queries(model):
         model.resize_token_embeddings(500)
 
 
+def test_queries_stay_behind_a_vocabulary_that_grew_in_the_backbone(images):
+    model = tiny.tiny_fwd2bot()
+    expected, words = model.compress(**images).tokens, model.get_input_embeddings().num_embeddings
+    model.backbone.resize_token_embeddings(words + 16, mean_resizing=False)
+    torch.testing.assert_close(model.compress(**images).tokens, expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=f"the vocabulary is 0 to {words + 15}"):
+        model.generate(torch.tensor([[words + 16]]))
+
+
 def test_forward_on_words_refuses_a_placeholder_and_pixels(tiny_fwd2bot, tiny_processor):
     inputs = tiny_processor(text=tiny.prompts(tiny_processor, ["What?"]))
     with pytest.raises(ValueError, match="hold 1 image placeholder.*no image was given"):

@@ -1,13 +1,17 @@
 """The last layer at the positions that are read: the same results, from fewer of its rows."""
 
+import copy
+import pickle
 import threading
+from abc import ABC
 
 import pytest
 import tiny
 import torch
 from torch import nn
 
-from fwd2bot.last_positions_fwd2bot import install_last_positions, only_last_positions
+from fwd2bot.last_positions_fwd2bot import LastPositions, install_last_positions, only_last_positions
+from fwd2bot.mixed_in_fwd2bot import RUNNING, mix_in
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
@@ -192,3 +196,46 @@ def test_decoder_of_another_make_is_left_alone():
     install_last_positions(decoder)
     with torch.no_grad(), only_last_positions(1):
         assert decoder(torch.ones(1, 3, 2)).shape == (1, 3, 2)
+
+
+class Counted(nn.Linear):
+    """A module that says itself what a copy of it holds."""
+
+    def __getstate__(self):
+        return {**self.__dict__, "copies": getattr(self, "copies", 0) + 1}
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copy_of_a_changed_module_is_what_the_module_says(duplicate):
+    module = Counted(2, 2)
+    mix_in(LastPositions, module)
+    twin = duplicate(duplicate(module))
+    assert type(twin) is type(module)
+    assert twin.copies == 2
+    assert torch.equal(twin.weight, module.weight)
+
+
+def test_nested_passes_and_errors_leave_what_ran_before():
+    with torch.no_grad(), only_last_positions(2):
+        with pytest.raises(ZeroDivisionError), only_last_positions(1):
+            assert RUNNING.last == 1
+            raise ZeroDivisionError
+        assert RUNNING.last == 2
+        with torch.enable_grad(), only_last_positions(1):
+            assert RUNNING.last is None
+        assert RUNNING.last == 2
+    assert RUNNING.last is None
+
+
+class Abstract(ABC, nn.Linear):
+    """Laid out otherwise in memory than a subclass with a mixin in front."""
+
+
+def test_part_that_cannot_change_class_stays_as_it_is():
+    decoder = nn.Module()
+    decoder.layers = nn.ModuleList([nn.Module()])
+    decoder.layers[0].mlp = Abstract(2, 2)
+    install_last_positions(decoder)
+    rows = torch.ones(1, 3, 2)
+    with torch.no_grad(), only_last_positions(1):
+        assert decoder.layers[0].mlp(rows)[:, 0].any()

@@ -17,11 +17,13 @@ from quantised_backbones import (
 )
 from torch import nn
 from transformers import (
+    AutoModelForImageTextToText,
     FPQuantConfig,
     QuantoConfig,
 )
 
 from fwd2bot import Fwd2BotForConditionalGeneration
+from fwd2bot.last_positions_fwd2bot import LastPositions
 
 pytestmark = WARNINGS
 
@@ -67,6 +69,25 @@ def test_part_of_a_full_checkpoint_loads_quantised(method, full, prompts, images
     answers = part.generate_from_summary(summary, **prompts, **GREEDY)
     assert torch.equal(answers, whole.generate_from_summary(summary, **prompts, **GREEDY))
     assert part.num_parameters() < whole.num_parameters()
+
+
+def test_layers_without_an_adapter_load_quantised_too(method, folder, images, tmp_path):
+    """transformers replaces what is `torch.nn.Linear` itself, in the last layer as well."""
+    backbone = AutoModelForImageTextToText.from_pretrained(folder)
+    lora = {"r": 4, "target_modules": ["up_proj"]}
+    Fwd2BotForConditionalGeneration.from_backbone(
+        backbone, adapters={"compress": lora, "generate": lora}, num_summary_tokens=4
+    ).save_pretrained(tmp_path)
+    model = Fwd2BotForConditionalGeneration.from_pretrained(tmp_path, quantization_config=quantization(method))
+    last = model.get_decoder().layers[-1]
+    parts = (last.self_attn.q_proj, last.self_attn.o_proj, last.mlp)
+    changed = [isinstance(part, LastPositions) for part in parts]
+    assert changed == [method != "quanto"] * 2 + [True]  # whose layers cannot change class
+    for layer in (last.self_attn.q_proj, last.self_attn.k_proj, last.self_attn.o_proj):
+        assert type(layer.weight) is not nn.Parameter
+    summary = model.compress(**images).tokens
+    with torch.enable_grad():  # with gradients the layer is computed whole
+        torch.testing.assert_close(summary, model._compress_pass(4, **images), rtol=0, atol=1e-4)
 
 
 def test_user_may_leave_more_alone(full):
