@@ -200,7 +200,9 @@ class Fwd2BotForConditionalGeneration(
     def _num_words(self) -> int:
         words = self.__dict__.get("_words")  # each answer asks several times, and the way there takes long
         if words is None:
-            words = self.__dict__["_words"] = self.get_input_embeddings()
+            words = self.get_input_embeddings()
+            if not torch.compiler.is_compiling():  # where a dictionary that changes would break the graph
+                self.__dict__["_words"] = words
         return words.num_embeddings
 
     @property

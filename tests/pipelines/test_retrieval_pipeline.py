@@ -163,7 +163,7 @@ def test_one_candidate_gives_its_score(retrieval, pictures):
 
 
 def test_candidates_are_embedded_once(retrieval, vivid_fwd2bot, pictures, count_calls):
-    calls = count_calls(vivid_fwd2bot, "compress")
+    calls = count_calls(vivid_fwd2bot, "_compress_pass")
     first = retrieval(QUERY, images=pictures(5), batch_size=5)
     pictures_and_text = len(calls)
     assert retrieval(QUERY, images=pictures(5)) == first  # other objects with the same pixels
@@ -172,7 +172,7 @@ def test_candidates_are_embedded_once(retrieval, vivid_fwd2bot, pictures, count_
 
 def test_only_new_candidates_are_embedded(retrieval, vivid_fwd2bot, pictures, count_calls):
     retrieval(QUERY, images=pictures(4))
-    calls = count_calls(vivid_fwd2bot, "compress")
+    calls = count_calls(vivid_fwd2bot, "_compress_pass")
     hits = retrieval(QUERY, images=[*pictures(5)[::-1], pictures(1)[0]], top_k=None)
     assert len(calls) == 2  # the fifth picture, and the query
     retrieval.forget()
@@ -264,7 +264,7 @@ def test_bad_memory_size_is_refused(vivid_fwd2bot, tiny_processor, size):
 
 @pytest.mark.parametrize("top_k", [0, -1, 2.0, True])
 def test_bad_top_k_is_refused_before_any_compute(retrieval, vivid_fwd2bot, pictures, count_calls, top_k):
-    calls = count_calls(vivid_fwd2bot, "compress")
+    calls = count_calls(vivid_fwd2bot, "_compress_pass")
     with pytest.raises(ValueError, match="top_k must be an integer of at least 1"):
         retrieval(QUERY, images=pictures(3), top_k=top_k)
     assert not calls
@@ -299,7 +299,7 @@ def test_bad_top_k_is_refused_before_any_compute(retrieval, vivid_fwd2bot, pictu
 def test_bad_arguments_are_refused_before_any_compute(
     retrieval, vivid_fwd2bot, count_calls, query, candidates, error, message
 ):
-    calls = count_calls(vivid_fwd2bot, "compress")
+    calls = count_calls(vivid_fwd2bot, "_compress_pass")
     with pytest.raises(error, match=message):
         retrieval(query, **candidates)
     assert not calls
