@@ -202,7 +202,7 @@ def test_picture_finds_itself(service, visitor):
 
 def test_reranking_equals_a_new_search_and_runs_no_model(service, visitor, monkeypatch):
     meant = {k: service.search(visitor, "a red square", k) for k in (1, 3, 16)}
-    monkeypatch.setattr(service.model, "compress", None)
+    monkeypatch.setattr(service.model, "_compress_pass", None)
     for k, hits in meant.items():
         again = service.rerank(visitor, k)
         assert [hit.picture.id for hit in again] == [hit.picture.id for hit in hits]
