@@ -48,10 +48,11 @@ test-space: $(VENV)/.installed-space ## Run the tests of the Space in a browser;
 	@command -v chromium >/dev/null || { echo "error: the browser 'chromium' was not found. On Debian: apt-get install chromium" >&2; exit 1; }
 	$(PY) $(PYTEST) tests/space/browser -m "browser and not slow" $(ARGS)
 
-# How pictures are drawn, and that a killed job goes on, has nothing to do with the versions of what is installed.
+# How pictures are drawn, and that a killed job goes on, has nothing to do with the versions of what is installed; the
+# comparison's baselines use of it what the model and its trainer use.
 test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that are allowed (constraints-oldest.txt)
 	$(OLDEST)/bin/python $(PYTEST) --ignore-glob="tests/training/test_scene*" --ignore=tests/training/test_several.py \
-		--ignore=tests/store/test_store_interrupted.py $(ARGS)
+		--ignore-glob="tests/training/test_baselines*" --ignore=tests/store/test_store_interrupted.py $(ARGS)
 
 test-families: $(FAMILIES)/.installed ## Run the tests of all families of backbones, of quantisation and of reports, with what these need
 	$(FAMILIES)/bin/python $(PYTEST) -p tests.torchvision_on_cpu tests/families tests/modeling/quantised tests/training/test_reports.py $(ARGS)
