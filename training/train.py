@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoProcessor,
     LlavaForConditionalGeneration,
     TrainerState,
@@ -173,6 +174,12 @@ def _backbone_stage(recipe: Recipe, args: TrainingArguments) -> StageTrainer:
     sources = open_sources(recipe.data) if isinstance(recipe.data, SourcesData) else None
     if recipe.model.init_from:
         check_name(recipe.model.init_from, "backbone")
+        kind = AutoConfig.from_pretrained(recipe.model.init_from).model_type
+        if kind != "llava":
+            raise ValueError(
+                f"model.init_from is {recipe.model.init_from}, a {kind}, and kind: backbone goes on with a LLaVA. "
+                "Name the folder of one; to go on with a Fwd2Bot use a recipe of kind fwd2bot"
+            )
         processor = AutoProcessor.from_pretrained(recipe.model.init_from)
         model = LlavaForConditionalGeneration.from_pretrained(
             recipe.model.init_from, dtype=torch.float32, attn_implementation=recipe.model.attn_implementation

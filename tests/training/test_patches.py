@@ -70,3 +70,11 @@ def test_recipe_goes_on_from_a_model_in_other_patches(tmp_path):
     model, processor = LlavaForConditionalGeneration.from_pretrained(after), AutoProcessor.from_pretrained(after)
     assert model.config.vision_config.patch_size == processor.patch_size == 24
     assert (inputs_of(processor)["input_ids"] == model.config.image_token_id).sum() == 16
+
+
+def test_backbone_goes_on_with_a_llava_alone(tmp_path):
+    """Another model would be read as one whose weights are all missing, and drawn anew."""
+    tiny.tiny_fwd2bot().save_pretrained(tmp_path / "fwd2bot")
+    path = write_backbone_recipe(tmp_path, tmp_path / "run")
+    with pytest.raises(ValueError, match="a fwd2bot, and kind: backbone goes on with a LLaVA"):
+        train(load_recipe(path, [f"model.init_from={tmp_path / 'fwd2bot'}"]))
