@@ -172,6 +172,12 @@ def stored_config(recipe: Recipe, args: TrainingArguments, sharding: Sharding | 
         )
     config = Fwd2BotConfig.from_dict(stored | settings)
     check_connector(recipe, args, config.train_connector, sharding)
+    if sharding and not config.backbone_name_or_path:
+        raise ValueError(
+            f"{source} does not say which backbone is in it, and a run that divides the backbone saves the adapters "
+            "alone, which nobody could load then. Name it, model.config.backbone_name_or_path=FOLDER or a Hub id, or "
+            "start with ddp.yaml"
+        )
     return config
 
 

@@ -114,6 +114,14 @@ def test_fwd2bot_with_a_trained_connector_is_not_gone_on_with_under_fsdp2(tmp_pa
         build_trainer(load_recipe(write_source_recipe(tmp_path, tmp_path / "run"), [with_connector]))
 
 
+def test_divided_run_goes_on_with_a_fwd2bot_that_knows_its_backbone(tmp_path, fsdp2):
+    tiny.tiny_fwd2bot().save_pretrained(tmp_path / "before")
+    Fwd2BotProcessor(tiny.tiny_backbone_processor()).save_pretrained(tmp_path / "before")
+    recipe = write_source_recipe(tmp_path, tmp_path / "run")
+    with pytest.raises(ValueError, match="does not say which backbone is in it.*backbone_name_or_path=FOLDER"):
+        build_trainer(load_recipe(recipe, [f"model.init_from={tmp_path / 'before'}"]))
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
