@@ -12,7 +12,7 @@ from .adapters_fwd2bot import answer_words, run_stage
 from .configuration_fwd2bot import check_num_summary_tokens
 from .given_prompt_fwd2bot import restore_prompt, show_given_prompt
 from .placeholders_fwd2bot import check_placeholders, count_placeholders, expand_placeholders
-from .summary_fwd2bot import Fwd2BotSummary, all_finite, pool_summary, summary_from
+from .summary_fwd2bot import Fwd2BotSummary, all_finite, pool_summary, read_range, summary_from
 
 # Settings with which `generate()` reads the prompt from its ids: decoding with drafts, and a prompt in chunks.
 FOR_WORDS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "prefill_chunk_size")
@@ -64,7 +64,7 @@ class SummaryGenerationMixin(GenerationMixin):
             _check_finite(tokens)
             return self._pool(tokens.to(self.device), k)
         summary = self._check_summary(summary)
-        shortest, longest = int(summary.lengths.min()), summary.num_summary_tokens
+        shortest, longest = summary.min_summary_tokens, summary.num_summary_tokens
         if num_summary_tokens is None and shortest != longest:
             raise ValueError(
                 f"The summaries have lengths {shortest} to {longest}, and embeddings compare at equal length only. "
@@ -260,13 +260,12 @@ class SummaryGenerationMixin(GenerationMixin):
             if attention_mask.shape != input_ids.shape:
                 found = f"{tuple(attention_mask.shape)} for input_ids of shape {tuple(input_ids.shape)}"
                 raise ValueError(f"attention_mask must have the shape of input_ids, got {found}. {remedy}")
-            counts = attention_mask.sum(1)
-            if not counts.all():
-                empty = (counts == 0).nonzero().flatten().tolist()
-                raise ValueError(f"attention_mask leaves no token in row(s) {empty}. {remedy}")
-        low, high = _range(input_ids)
+        low, high, fewest = _read_ids(input_ids, attention_mask)
+        if fewest == 0:
+            empty = (attention_mask.sum(1) == 0).nonzero().flatten().tolist()
+            raise ValueError(f"attention_mask leaves no token in row(s) {empty}. {remedy}")
         if attention_mask is not None and (low < 0 or high >= self._num_words):  # the padding may be any id
-            low, high = _range(input_ids.masked_fill(attention_mask == 0, 0))
+            low, high = read_range(input_ids.masked_fill(attention_mask == 0, 0))
         if low < 0 or high >= self._num_words:
             found = low if low < 0 else high
             raise ValueError(f"input_ids hold {found}; the vocabulary is 0 to {self._num_words - 1}. {remedy}")
@@ -351,9 +350,12 @@ def _check_finite(tokens: torch.Tensor) -> None:
         raise ValueError("The summary holds NaN or infinity. Compress the images anew.")
 
 
-def _range(input_ids: torch.Tensor) -> tuple[int, int]:
-    low, high = input_ids.aminmax()
-    return int(low), int(high)
+def _read_ids(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[int]:
+    """The smallest and the largest id, and the fewest tokens of a row: one transfer from an accelerator."""
+    read = list(input_ids.aminmax())
+    if attention_mask is not None:
+        read.append(attention_mask.bool().sum(1).min().to(input_ids.device))
+    return [*torch.stack(read).tolist(), 1][:3]
 
 
 def _public_name(name_or_path: str | None) -> str | None:

@@ -56,7 +56,7 @@ class PassesMixin:
         """`(N, L', d)` input embeddings of the expanded prompts, the summary tokens at their slots."""
         with run_stage("generate"):
             embeds = self.get_input_embeddings()(expanded["input_ids"])
-        whole = int(summary.lengths.min()) == summary.tokens.shape[1]
+        whole = summary.min_summary_tokens == summary.tokens.shape[1]
         tokens = summary.tokens.flatten(0, 1) if whole else summary.tokens[summary.mask]
         tokens = tokens.to(embeds)  # (T, d), T = sum of lengths
         return embeds.masked_scatter(expanded["slots"].to(embeds.device).unsqueeze(-1), tokens)

@@ -46,9 +46,12 @@ class Fwd2BotSummary:
             )
         num_images, k_max, _ = tokens.shape
         if lengths is None:
-            lengths = torch.full((num_images,), k_max)
-        lengths = torch.as_tensor(lengths, dtype=torch.long, device=tokens.device)
-        if lengths.shape != (num_images,) or int(lengths.min()) < 1 or int(lengths.max()) > k_max:
+            lengths = torch.full((num_images,), k_max, device=tokens.device)
+            shortest = longest = k_max
+        else:
+            lengths = torch.as_tensor(lengths, dtype=torch.long, device=tokens.device)
+            shortest, longest = read_range(lengths) if lengths.numel() else (0, 0)
+        if lengths.shape != (num_images,) or shortest < 1 or longest > k_max:
             raise ValueError(
                 f"lengths must hold {num_images} integers in 1..{k_max} for tokens of shape {tuple(tokens.shape)}, "
                 f"got {lengths.tolist()}."
@@ -58,7 +61,8 @@ class Fwd2BotSummary:
             raise ValueError(f"Unknown summary metadata {unknown}; allowed: {list(METADATA_KEYS)}.")
         self._tokens = tokens
         self._lengths = lengths
-        if int(lengths.min()) < k_max:
+        self._shortest, self._longest = shortest, longest  # on the host, where they are asked for
+        if shortest < k_max:
             self._tokens = tokens.masked_fill(~self.mask[:, :, None], 0)
         self.metadata = {key: (metadata or {}).get(key) for key in METADATA_KEYS}
 
@@ -80,13 +84,18 @@ class Fwd2BotSummary:
 
     @property
     def lengths(self) -> torch.Tensor:
-        """`(N,)` long, on the device of the tokens; other lengths make another summary (`truncate`)."""
-        return self._lengths
+        """A copy, `(N,)` long, on the device of the tokens; other lengths make another summary (`truncate`)."""
+        return self._lengths.clone()
 
     @property
     def num_summary_tokens(self) -> int:
         """The largest length in the batch."""
-        return int(self.lengths.max())
+        return self._longest
+
+    @property
+    def min_summary_tokens(self) -> int:
+        """The smallest length in the batch."""
+        return self._shortest
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +105,7 @@ class Fwd2BotSummary:
     @property
     def mask(self) -> torch.Tensor:
         """`(N, k_max)` bool, true where a vector belongs to the summary."""
-        return torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None]
+        return torch.arange(self.tokens.shape[1], device=self.tokens.device) < self._lengths[:, None]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -110,10 +119,11 @@ class Fwd2BotSummary:
             index = [index]
         elif not isinstance(index, slice):
             index = torch.as_tensor(index, device=self.tokens.device)
-        lengths = self.lengths[index]
+        lengths = self._lengths[index]
         if len(lengths) == 0:
             raise IndexError(f"{index!r} selects none of the {len(self)} summaries.")
-        return Fwd2BotSummary(self.tokens[index][:, : int(lengths.max())], lengths, self.metadata)
+        _, longest = read_range(lengths)
+        return Fwd2BotSummary(self.tokens[index][:, :longest], lengths, self.metadata)
 
     def __iter__(self) -> Iterator["Fwd2BotSummary"]:
         return (self[index] for index in range(len(self)))
@@ -130,13 +140,12 @@ class Fwd2BotSummary:
         Raises:
             ValueError: when a summary is shorter than that.
         """
-        shortest = int(self.lengths.min())
-        if not 1 <= num_summary_tokens <= shortest:
+        if not 1 <= num_summary_tokens <= self.min_summary_tokens:
             raise ValueError(
-                f"Cannot truncate to {num_summary_tokens}: choose 1 to {shortest}, the shortest summary of this batch."
+                f"Cannot truncate to {num_summary_tokens}: choose 1 to {self.min_summary_tokens}, the shortest "
+                "summary of this batch."
             )
-        lengths = torch.full_like(self.lengths, num_summary_tokens)
-        return Fwd2BotSummary(self.tokens[:, :num_summary_tokens], lengths, self.metadata)
+        return Fwd2BotSummary(self.tokens[:, :num_summary_tokens], metadata=self.metadata)
 
     def to(self, *args: Any, **kwargs: Any) -> "Fwd2BotSummary":
         """Like `torch.Tensor.to`; a cast that overflows (float32 to float16) is an error, not an infinity."""
@@ -148,7 +157,8 @@ class Fwd2BotSummary:
                 f"A summary value of {self.tokens.abs().max().item():.4g} does not fit {tokens.dtype} "
                 f"(largest {torch.finfo(tokens.dtype).max:.4g}). Keep it in {self.tokens.dtype} or torch.bfloat16."
             )
-        return Fwd2BotSummary(tokens, self.lengths.to(tokens.device), self.metadata)
+        same_lengths = self.min_summary_tokens == self.num_summary_tokens == tokens.shape[1]
+        return Fwd2BotSummary(tokens, None if same_lengths else self._lengths, self.metadata)
 
     @staticmethod
     def cat(summaries: Sequence["Fwd2BotSummary"]) -> "Fwd2BotSummary":
@@ -249,7 +259,13 @@ def summary_from(value: Any) -> Fwd2BotSummary:
 
 def all_finite(values: torch.Tensor) -> bool:
     """Whether no value is NaN or infinite: seen from the smallest and the largest, which are NaN where any is."""
-    return values.numel() == 0 or all(math.isfinite(value) for value in values.detach().aminmax())
+    return values.numel() == 0 or all(math.isfinite(value) for value in read_range(values.detach()))
+
+
+def read_range(values: torch.Tensor) -> tuple[int | float, int | float]:
+    """The smallest and the largest value, in one transfer: an accelerator is waited for once."""
+    smallest, largest = torch.stack(values.aminmax()).tolist()
+    return smallest, largest
 
 
 def pool_summary(tokens: torch.Tensor, num_summary_tokens: int) -> torch.Tensor:

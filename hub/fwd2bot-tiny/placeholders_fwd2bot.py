@@ -83,7 +83,7 @@ def expand_placeholders(
 
     repeats = keep.long().masked_scatter_(is_placeholder, lengths.to(input_ids.device, torch.long))  # (N, L)
     ends = repeats.cumsum(1)  # (N, L)
-    shortest, width = (int(length) for length in ends[:, -1].aminmax())  # width is L'
+    shortest, width = torch.stack(ends[:, -1].aminmax()).tolist()  # width is L'
     columns = torch.arange(width, device=input_ids.device).expand(len(ends), -1)  # (N, L')
     padding = None
     if shortest < width:

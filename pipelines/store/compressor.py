@@ -126,7 +126,7 @@ def check_summary(summary: Fwd2BotSummary, config: StoreConfig) -> None:
                 f"The summary was made by another model than the store: its {name} is {found!r}, that of the store "
                 f"{allowed[0]!r}. Compress the pictures anew with {config.model!r}."
             )
-    shortest = int(summary.lengths.min())
+    shortest = summary.min_summary_tokens
     if shortest < config.num_summary_tokens:
         raise ValueError(
             f"A summary has {shortest} token(s), those of the store have {config.num_summary_tokens}, and embeddings "
