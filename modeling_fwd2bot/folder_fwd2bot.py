@@ -38,6 +38,7 @@ MODEL_FILES = (
     "packing_fwd2bot.py",
     "passes_fwd2bot.py",
     "pickling_fwd2bot.py",
+    "picture_groups_fwd2bot.py",
     "pictures_fwd2bot.py",
     "placeholders_fwd2bot.py",
     "processing_fwd2bot.py",

@@ -22,6 +22,7 @@ def load_image(
     max_pixels: int = MAX_IMAGE_PIXELS,
     formats: Sequence[str] | None = None,
     name: str | None = None,
+    copy: bool = True,
 ) -> Image.Image:
     """Any picture as RGB, the same from a path, from bytes and from PIL.
 
@@ -33,6 +34,7 @@ def load_image(
         formats: names of the formats, as Pillow has them ("PNG", "JPEG"), of which a path, a URL or bytes may be; for
             pictures of strangers, since Pillow also reads formats that hold programs. Default: all.
         name: what errors call the picture. Default: its path, URL or type.
+        copy: False gives a `PIL.Image` that needs no change back as it is.
 
     Raises:
         TypeError: for another type. ValueError: for a picture that cannot be read to its end, or one of more than
@@ -50,7 +52,7 @@ def load_image(
         ):
             width, height = picture.size
             if 1 <= width * height <= max_pixels:
-                return _to_rgb(picture)
+                return _to_rgb(picture, copy or picture is not image)
     except UnidentifiedImageError as error:
         known = f"in a format that Pillow {Image.__version__} reads."
         if formats is not None:
@@ -95,7 +97,7 @@ def _picture_source(image: Any, name: str) -> Any:
     return image
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(picture: Image.Image, copy: bool) -> Image.Image:
     picture.load()
     if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # it copies the picture in any case
         picture = ImageOps.exif_transpose(picture)
@@ -110,4 +112,4 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+    return picture.convert("RGB") if copy or picture.mode != "RGB" else picture

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import TextKwargs
 from transformers.utils import PROCESSOR_NAME, cached_file, logging
@@ -15,6 +16,7 @@ from transformers.utils import PROCESSOR_NAME, cached_file, logging
 from .backbone_fwd2bot import merged_token_id
 from .configuration_fwd2bot import IMAGE_PROMPT, TEXT_PROMPT
 from .folder_fwd2bot import AUTO_MAP, HUB_OPTIONS, check_name, draft_folder
+from .picture_groups_fwd2bot import process_in_groups
 from .pictures_fwd2bot import load_image
 
 logger = logging.get_logger(__name__)
@@ -139,22 +141,26 @@ class Fwd2BotProcessor(ProcessorMixin):
         Raises:
             TypeError, ValueError: for an empty list, or a picture that cannot be used.
         """
-        pictures = [load_image(image) for image in _flatten(images)]
+        pictures = [load_image(image, copy=False) for image in _flatten(images)]
         prompt = self.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.image_prompt}]}],
             add_generation_prompt=True,
         )
-        with _tokenizing:
-            batch = self.backbone_processor(
-                images=[[picture] for picture in pictures],
-                text=[prompt] * len(pictures),
-                padding=True,
-                padding_side="left",
-                return_tensors="pt",
-                add_special_tokens=adds_special_tokens(self.tokenizer, [prompt]),
-            )
-        batch.pop("labels", None)  # PaliGemma's processor makes some
-        return batch
+
+        def process(pictures: Sequence[Image.Image]) -> BatchFeature:
+            with _tokenizing:
+                batch = self.backbone_processor(
+                    images=[[picture] for picture in pictures],
+                    text=[prompt] * len(pictures),
+                    padding=True,
+                    padding_side="left",
+                    return_tensors="pt",
+                    add_special_tokens=adds_special_tokens(self.tokenizer, [prompt]),
+                )
+            batch.pop("labels", None)  # PaliGemma's processor makes some
+            return batch
+
+        return process_in_groups(process, pictures, self.tokenizer.pad_token_id)
 
     def process_texts(self, texts: str | Sequence[str], *, truncation: bool = False) -> BatchFeature:
         """`[text][its prompt]`, a row per text, left-padded: what `embed` takes.

@@ -5,7 +5,7 @@ import tiny
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
+from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor, picture_groups_fwd2bot
 from fwd2bot.backbone_fwd2bot import with_queries
 
 from .tiny_families import FAMILIES, PADDED, TIED, build, conversation, pictures
@@ -59,6 +59,14 @@ def summary(model, processor):
 
 
 class TestFamilyLaws:
+    def test_large_pictures_may_go_through_the_processor_in_groups(self, processor, monkeypatch):
+        together = processor.process_images(pictures())
+        monkeypatch.setattr(picture_groups_fwd2bot, "PIXELS_AT_ONCE", 1)  # all of them are large
+        apart = processor.process_images(pictures())
+        assert apart.keys() == together.keys()
+        for name in together:
+            assert torch.equal(torch.as_tensor(apart[name]), torch.as_tensor(together[name])), name
+
     def test_backbone_is_untouched(self, family):
         model, processor, bare = family
         inputs = processor.process_images(pictures()[:2])
