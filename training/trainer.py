@@ -253,7 +253,7 @@ class Fwd2BotTrainer(StageTrainer):
         self.trained_stage, self.freeze, self.validation = trained_stage, freeze, validation
         whole = self.accelerator.unwrap_model(self.model)
         mark_trained(whole, trained_stage, freeze)
-        if trained_stage == "both" and not trains_summaries(whole):
+        if freeze and trained_stage == "both" and not trains_summaries(whole):
             logger.warning(
                 f"model.freeze is {list(freeze)}, which leaves the adapter of the generate stage alone to train: the "
                 "contrastive loss is computed and logged, and nothing learns from it. Beside model.init_from, "

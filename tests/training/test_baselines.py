@@ -210,16 +210,21 @@ def test_grid_goes_on_where_it_was_and_refuses_another_budget(backbone, recipe_f
     said = capsys.readouterr().out
     assert said.count("done before") == 3 and "pooling-k4-seed1.json: " in said
     assert (folder / "pooling-k4-seed0.json").read_bytes() == first
-    with pytest.raises(ValueError, match="steps was 2 and is 3"):
+    (folder / "pooling-k4-seed1.json").unlink()  # that of seed 0 is seen before this one trains
+    with pytest.raises(SystemExit, match="steps was 2 and is 3"):
         command(folder, backbone, recipe_file, "--steps", "3")
+    assert not (folder / "pooling-k4-seed1.json").exists()
+    with pytest.raises(SystemExit, match="error: .*max_step"):
+        command(folder, backbone, recipe_file, "--steps", "2", "training.max_step=3")
 
 
-def test_training_of_a_row_stops_after_its_minutes(backbone, recipe):
+def test_training_of_a_row_stops_after_its_minutes(backbone, recipe, caplog):
     row = Row("tried", "pooling", [4])
     model, processor = row_training.build(row, recipe, backbone)
     trainer = row_training.build_trainer(row, recipe, model, processor, OPTIONS | {"minutes": 0.0})
     trainer.train()
     assert trainer.state.global_step == 1
+    assert "model.freeze" not in caplog.text  # a row of one adapter freezes nothing
 
 
 def test_signal_is_no_end_of_a_row_that_is_judged_all_the_same(backbone, recipe):

@@ -88,7 +88,7 @@ def test_rows_of_one_comparison_have_the_same_data(results, folder, tmp_path):
     values = yaml.safe_load((folder / "recipe.yaml").read_text())
     values["data"]["sources"] = values["data"]["sources"][:1]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(ValueError, match="sources was .*questions.* and is {'photos': 1.0}"):
+    with pytest.raises(SystemExit, match="sources was .*questions.* and is {'photos': 1.0}"):
         command(folder, folder / "results", "--recipe", str(tmp_path / "recipe.yaml"), "--rows", "fwd2bot")
 
 
@@ -102,7 +102,7 @@ def test_rows_of_one_comparison_have_the_same_data(results, folder, tmp_path):
     ],
 )
 def test_rows_of_another_recipe_do_not_compare(results, folder, override, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(SystemExit, match=said):
         command(folder, folder / "results", override, "--rows", "fwd2bot")
 
 
@@ -111,7 +111,7 @@ def test_rows_judged_by_another_file_do_not_compare(results, folder, tmp_path):
     (folder / "others.parquet").write_bytes((folder / "asked.parquet").read_bytes())
     values["validation"]["sources"][0]["path"] = str(folder / "others.parquet")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(ValueError, match="sources.questions.path was 'asked.parquet' and is 'others.parquet'"):
+    with pytest.raises(SystemExit, match="sources.questions.path was 'asked.parquet' and is 'others.parquet'"):
         command(folder, folder / "results", "--recipe", str(tmp_path / "recipe.yaml"), "--rows", "fwd2bot")
 
 

@@ -69,21 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for row in chosen:
             print(f"{'done' if (args.output / row.file).exists() else 'open':<6}{row.file.removesuffix('.json')}")
         return
-    recipe = load_recipe(args.recipe, [f"training.output_dir={args.output / 'work'}", *args.overrides])
-    try:
-        check_data(recipe, args.split)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    args.output.mkdir(parents=True, exist_ok=True)
-    backbone = bare_backbone(args.backbone, args.output / "backbone")
-    command = command_of("baselines.run", sys.argv[1:] if arguments is None else arguments)
     options = {name: getattr(args, name) for name in ("steps", "minutes", "test_pictures")}
-    options["split"] = None if isinstance(recipe.data, SourcesData) else args.split or SPLITS[0]
+    try:  # what makes the rows impossible is told before any trains
+        recipe = load_recipe(args.recipe, [f"training.output_dir={args.output / 'work'}", *args.overrides])
+        check_data(recipe, args.split)
+        args.output.mkdir(parents=True, exist_ok=True)
+        backbone = bare_backbone(args.backbone, args.output / "backbone")
+        options["split"] = None if isinstance(recipe.data, SourcesData) else args.split or SPLITS[0]
+        budget = budget_of(recipe, backbone, options)
+        for file in (args.output / row.file for row in chosen):
+            if file.exists():
+                check_same_budget(file, budget)
+    except (TypeError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    command = command_of("baselines.run", sys.argv[1:] if arguments is None else arguments)
     for row in chosen:
         file = args.output / row.file
-        budget = budget_of(recipe, backbone, options)
         if file.exists():
-            check_same_budget(file, budget)
             print(f"{row.file}: done before", flush=True)
             continue
         result = run_row(row, recipe, backbone, options) | {"command": command}
