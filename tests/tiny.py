@@ -157,6 +157,15 @@ def prompts(processor: Fwd2BotProcessor, questions: list[str], num_images: int =
     ]
 
 
+def answers(
+    model: Fwd2BotForConditionalGeneration, processor: Fwd2BotProcessor, summary: Any, texts: list[str], **options: Any
+) -> list[list[int]]:
+    """New ids of a greedy answer to each prompt."""
+    inputs = processor(text=texts)
+    options = {"max_new_tokens": 6, "do_sample": False, **options}
+    return model.generate_from_summary(summary, **inputs, **options)[:, inputs["input_ids"].shape[1] :].tolist()
+
+
 def enable_checkpointing(model: PreTrainedModel, checkpoint_kwargs: dict | None = None, **options: Any) -> None:
     """Switch on what keeps no activations of the forward pass and computes them again in the backward pass."""
     getattr(model, f"{CHECKPOINTING}_enable")(checkpoint_kwargs, **options)

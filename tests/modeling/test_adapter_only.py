@@ -20,11 +20,6 @@ from_pretrained = Fwd2BotForConditionalGeneration.from_pretrained
 
 
 @pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
-@pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A folder with the adapters of a model, whose backbone lies in the folder beside it, and that model."""
     base = tmp_path_factory.mktemp("adapters")

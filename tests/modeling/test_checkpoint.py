@@ -15,20 +15,6 @@ GREEDY = {"max_new_tokens": 6, "do_sample": False}
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory, processor):
-    """A folder with a model and its processor, and that model. Do not change them."""
-    folder, model = tmp_path_factory.mktemp("saved"), tiny.tiny_fwd2bot()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder, model
-
-
 @pytest.fixture
 def damaged(saved, tmp_path):
     """`damaged(change)` gives the saved folder after `change(weights)`."""

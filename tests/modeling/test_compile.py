@@ -18,11 +18,6 @@ K = 8
 
 
 @pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
-@pytest.fixture(scope="module")
 def shared():
     """A model that no test compiles in place or trains."""
     return tiny.tiny_fwd2bot(num_summary_tokens=K)

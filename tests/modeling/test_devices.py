@@ -32,19 +32,6 @@ BY_HAND = {
 pytestmark = pytest.mark.filterwarnings("ignore:The following device_map keys do not match:UserWarning")
 
 
-@pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A folder with a model, and that model. Do not change them."""
-    folder, model = tmp_path_factory.mktemp("saved"), tiny.tiny_fwd2bot()
-    model.save_pretrained(folder)
-    return folder, model
-
-
 def bytes_of(model) -> int:
     return sum(value.numel() * value.element_size() for value in model.parameters())
 

@@ -16,11 +16,6 @@ from fwd2bot.merging_fwd2bot import merged_state
 
 
 @pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
-@pytest.fixture(scope="module")
 def exported(tmp_path_factory, processor):
     """The model, and its exports by stage. Do not change them."""
     base, model = tmp_path_factory.mktemp("exports"), tiny.tiny_fwd2bot()

@@ -16,20 +16,6 @@ GREEDY = {"max_new_tokens": 6, "do_sample": False}
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory, processor):
-    """A folder with a model and its processor, and that model. Do not change them."""
-    folder, model = tmp_path_factory.mktemp("saved"), tiny.tiny_fwd2bot()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder, model
-
-
 def test_summary_carries_what_made_it(saved, processor):
     loaded = Fwd2BotForConditionalGeneration.from_pretrained(saved[0])
     metadata = loaded.compress(**processor.process_images(tiny.pictures(1))).metadata

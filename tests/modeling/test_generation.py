@@ -9,42 +9,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 
 from fwd2bot import Fwd2BotSummary
 
-QUESTIONS = ["What is it?", "Is it a very large red thing?", "Why?"]
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
-
-
-@pytest.fixture(scope="module")
-def model(shared_fwd2bot):
-    return shared_fwd2bot
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
-@pytest.fixture(scope="module")
-def images(processor):
-    """Three pictures as `process_images` gives them."""
-    return processor.process_images(tiny.pictures(3))
-
-
-@pytest.fixture(scope="module")
-def summary(model, images):
-    return model.compress(**images)
-
-
-@pytest.fixture(scope="module")
-def prompts(processor):
-    """A prompt of each question on one image."""
-    return tiny.prompts(processor, QUESTIONS)
-
-
-def answers(model, processor, summary, prompts, **kwargs) -> list[list[int]]:
-    """New ids of a greedy answer to each prompt."""
-    inputs = processor(text=prompts)
-    output = model.generate_from_summary(summary, **inputs, **{**GREEDY, **kwargs})
-    return output[:, inputs["input_ids"].shape[1] :].tolist()
 
 
 # Law 1: the backbone is untouched
@@ -113,7 +78,7 @@ def test_text_embedding_does_not_depend_on_the_batch(model, processor):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_greedy_answer_does_not_depend_on_batch_and_padding_side(model, processor, summary, prompts, side):
-    alone = [answers(model, processor, summary[index], [prompts[index]])[0] for index in range(3)]
+    alone = [tiny.answers(model, processor, summary[index], [prompts[index]])[0] for index in range(3)]
     inputs = processor(text=prompts, padding_side=side)
     assert (inputs["attention_mask"] == 0).any()
     together = model.generate_from_summary(summary, **inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
@@ -123,7 +88,7 @@ def test_greedy_answer_does_not_depend_on_batch_and_padding_side(model, processo
 def test_greedy_answer_depends_on_the_summary(model, processor, summary, prompts):
     """The test above would mean nothing if all answers were the same."""
     same_question = [prompts[0]] * 3
-    found = answers(model, processor, summary, same_question)
+    found = tiny.answers(model, processor, summary, same_question)
     assert len({tuple(ids) for ids in found}) > 1
 
 
@@ -156,7 +121,7 @@ def test_embedding_is_the_normalised_mean_of_the_first_vectors(model, summary):
 
 
 def test_bare_tensor_is_taken_as_a_summary(model, processor, summary, prompts):
-    assert answers(model, processor, summary.tokens, prompts) == answers(model, processor, summary, prompts)
+    assert tiny.answers(model, processor, summary.tokens, prompts) == tiny.answers(model, processor, summary, prompts)
     assert torch.equal(model.embed(summary=summary.tokens), model.embed(summary=summary))
 
 
@@ -181,8 +146,11 @@ def test_several_images_per_prompt_of_different_lengths(model, processor, images
         [summary[0], model.compress(**images, num_summary_tokens=1)[1], summary[2].truncate(2), summary[1]]
     )
     texts = [*tiny.prompts(processor, ["Which?"], num_images=3), *tiny.prompts(processor, ["What is it?"])]
-    together = answers(model, processor, mixed, texts)
-    alone = [*answers(model, processor, mixed[:3], texts[:1]), *answers(model, processor, mixed[3], texts[1:])]
+    together = tiny.answers(model, processor, mixed, texts)
+    alone = [
+        *tiny.answers(model, processor, mixed[:3], texts[:1]),
+        *tiny.answers(model, processor, mixed[3], texts[1:]),
+    ]
     assert together == alone
 
 
@@ -212,14 +180,14 @@ def test_summary_takes_the_place_of_its_placeholder(model, processor, summary):
     )[None]
     next_id = model(inputs_embeds=by_hand).logits[0, -1].argmax().item()
     two = Fwd2BotSummary.cat([summary[0], summary[1].truncate(2)])
-    assert answers(model, processor, two, text, max_new_tokens=1) == [[next_id]]
+    assert tiny.answers(model, processor, two, text, max_new_tokens=1) == [[next_id]]
 
 
 def test_images_and_summaries_in_one_prompt_by_compress_and_cat(model, processor, summary):
     fresh = model.compress(**processor.process_images(tiny.pictures(3)[2:]), num_summary_tokens=2)
     text = tiny.prompts(processor, ["Which?"], num_images=2)
-    mixed = answers(model, processor, Fwd2BotSummary.cat([summary[0], fresh]), text)
-    expected = answers(model, processor, Fwd2BotSummary.cat([summary[0], summary[2].truncate(2)]), text)
+    mixed = tiny.answers(model, processor, Fwd2BotSummary.cat([summary[0], fresh]), text)
+    expected = tiny.answers(model, processor, Fwd2BotSummary.cat([summary[0], summary[2].truncate(2)]), text)
     assert mixed == expected
 
 
@@ -233,10 +201,10 @@ def test_prompt_without_image_needs_no_summary(model, processor):
 
 def test_prompts_with_and_without_image_in_one_batch(model, processor, summary):
     texts = [*tiny.prompts(processor, ["Hello!"], num_images=0), *tiny.prompts(processor, ["What is it?"])]
-    found = answers(model, processor, summary[0], texts)
+    found = tiny.answers(model, processor, summary[0], texts)
     inputs = processor(text=texts[0])
     hello = model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :].tolist()
-    assert found == [hello, *answers(model, processor, summary[0], texts[1:])]
+    assert found == [hello, *tiny.answers(model, processor, summary[0], texts[1:])]
 
 
 # Arguments of generate()
@@ -244,22 +212,22 @@ def test_prompts_with_and_without_image_in_one_batch(model, processor, summary):
 
 def test_streamer_gets_the_answer(model, processor, summary, prompts, capsys):
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True)
-    [ids] = answers(model, processor, summary[0], prompts[:1], streamer=streamer)
+    [ids] = tiny.answers(model, processor, summary[0], prompts[:1], streamer=streamer)
     assert capsys.readouterr().out.strip("\n") == processor.tokenizer.decode(ids)
 
 
 def test_iterator_streamer_gets_the_answer_from_another_thread(model, processor, summary, prompts):
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=30)
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(answers, model, processor, summary[0], prompts[:1], streamer=streamer)
+        future = pool.submit(tiny.answers, model, processor, summary[0], prompts[:1], streamer=streamer)
         text = "".join(streamer)
     assert text == processor.tokenizer.decode(future.result()[0])
 
 
 def test_beams_return_several_sequences_per_prompt(model, processor, summary, prompts):
     beams = {"num_beams": 3, "num_return_sequences": 2}
-    together = answers(model, processor, summary, prompts, **beams)
-    alone = [answers(model, processor, summary[index], [prompts[index]], **beams) for index in range(3)]
+    together = tiny.answers(model, processor, summary, prompts, **beams)
+    alone = [tiny.answers(model, processor, summary[index], [prompts[index]], **beams) for index in range(3)]
     assert together == [ids for pair in alone for ids in pair]
     assert together[0] != together[1]
 
@@ -275,7 +243,7 @@ def test_sampling_repeats_with_its_seed(model, processor, summary, prompts):
     found = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        found.append(answers(model, processor, summary, prompts, **sampling))
+        found.append(tiny.answers(model, processor, summary, prompts, **sampling))
     assert found[0] == found[1] != found[2]
     assert len(found[0]) == 6
 
@@ -286,14 +254,14 @@ def test_stopping_criteria_stop(model, processor, summary, prompts):
             self.calls = getattr(self, "calls", 0) + 1
             return torch.full((len(input_ids),), self.calls == 3)
 
-    found = answers(model, processor, summary, prompts, stopping_criteria=StoppingCriteriaList([AfterThree()]))
+    found = tiny.answers(model, processor, summary, prompts, stopping_criteria=StoppingCriteriaList([AfterThree()]))
     assert [len(ids) for ids in found] == [3, 3, 3]
 
 
 def test_end_token_ends_a_row_and_pads_it(model, processor, summary, prompts):
-    free = answers(model, processor, summary, prompts)
+    free = tiny.answers(model, processor, summary, prompts)
     end = free[0][1]
-    stopped = answers(model, processor, summary, prompts, eos_token_id=end)
+    stopped = tiny.answers(model, processor, summary, prompts, eos_token_id=end)
     pad = processor.tokenizer.pad_token_id
     assert stopped[0] == [free[0][0], end, *[pad] * (len(stopped[0]) - 2)]
 
@@ -311,8 +279,8 @@ def test_return_dict_in_generate(model, processor, summary, prompts):
 
 @pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {"use_cache": False}])
 def test_answer_does_not_depend_on_the_cache(model, processor, summary, prompts, options):
-    expected = answers(model, processor, summary, prompts)
-    assert answers(model, processor, summary, prompts, **options) == expected
+    expected = tiny.answers(model, processor, summary, prompts)
+    assert tiny.answers(model, processor, summary, prompts, **options) == expected
 
 
 def test_misspelt_generation_argument_is_an_error(model, processor, summary, prompts):
@@ -330,7 +298,7 @@ def test_threads_give_what_one_after_the_other_gives(model, processor, summary, 
         return model.compress(**processor.process_images([pictures[index]])).tokens
 
     def answer(index):
-        return answers(model, processor, summary[index], [prompts[index]], max_new_tokens=12)
+        return tiny.answers(model, processor, summary[index], [prompts[index]], max_new_tokens=12)
 
     def uncompressed(index):
         inputs = processor.backbone_processor(

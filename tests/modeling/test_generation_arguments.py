@@ -19,16 +19,6 @@ LENGTHS = pytest.mark.parametrize("length", [1, 4])
 
 
 @pytest.fixture(scope="module")
-def model(shared_fwd2bot):
-    return shared_fwd2bot
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
-@pytest.fixture(scope="module")
 def summary(model, processor):
     return model.compress(**processor.process_images(tiny.pictures(2)))
 

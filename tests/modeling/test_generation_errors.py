@@ -7,32 +7,6 @@ import torch
 from fwd2bot import Fwd2BotSummary
 
 
-@pytest.fixture(scope="module")
-def model(shared_fwd2bot):
-    return shared_fwd2bot
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
-@pytest.fixture(scope="module")
-def images(processor):
-    """Three pictures as `process_images` gives them."""
-    return processor.process_images(tiny.pictures(3))
-
-
-@pytest.fixture(scope="module")
-def summary(model, images):
-    return model.compress(**images)
-
-
-@pytest.fixture(scope="module")
-def prompts(processor):
-    return tiny.prompts(processor, ["What is it?", "How many?", "Why?"])
-
-
 @pytest.mark.parametrize("length", [0, -1, 5])
 def test_length_out_of_range_names_the_range(model, processor, images, summary, prompts, length):
     expected = rf"num_summary_tokens={length} .*Choose 1 to 4; it was trained at \[1, 2, 4\]"

@@ -9,42 +9,7 @@ from fwd2bot import Fwd2BotOutput
 from fwd2bot.adapters_fwd2bot import answer_words
 from fwd2bot.placeholders_fwd2bot import expand_placeholders
 
-QUESTIONS = ["What is it?", "Is it a very large red thing?", "Why?"]
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
-
-
-@pytest.fixture(scope="module")
-def model(shared_fwd2bot):
-    return shared_fwd2bot
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
-@pytest.fixture(scope="module")
-def images(processor):
-    """Three pictures as `process_images` gives them."""
-    return processor.process_images(tiny.pictures(3))
-
-
-@pytest.fixture(scope="module")
-def summary(model, images):
-    return model.compress(**images)
-
-
-@pytest.fixture(scope="module")
-def prompts(processor):
-    """A prompt of each question on one image."""
-    return tiny.prompts(processor, QUESTIONS)
-
-
-def answers(model, processor, summary, prompts, **kwargs) -> list[list[int]]:
-    """New ids of a greedy answer to each prompt."""
-    inputs = processor(text=prompts)
-    output = model.generate_from_summary(summary, **inputs, **{**GREEDY, **kwargs})
-    return output[:, inputs["input_ids"].shape[1] :].tolist()
 
 
 def test_decoder_receives_positions_that_count_tokens_not_padding(model, processor, summary, prompts):
@@ -136,9 +101,9 @@ def test_pictures_can_be_compressed_in_the_midst_of_an_answer(model, processor, 
             found.append(model.compress(**images).tokens)
             return torch.zeros(len(input_ids), dtype=torch.bool)
 
-    expected = answers(model, processor, summary, prompts)
+    expected = tiny.answers(model, processor, summary, prompts)
     stopping = StoppingCriteriaList([Compress()])
-    assert answers(model, processor, summary, prompts, stopping_criteria=stopping) == expected
+    assert tiny.answers(model, processor, summary, prompts, stopping_criteria=stopping) == expected
     assert len(found) == len(expected[0])
     assert all(torch.equal(tokens, summary.tokens) for tokens in found)
 
@@ -163,5 +128,5 @@ def test_words_may_be_scored_in_the_midst_of_an_answer(model, processor, summary
             return torch.zeros(len(input_ids), dtype=torch.bool)
 
     found = []
-    answers(model, processor, summary, prompts, stopping_criteria=StoppingCriteriaList([Scores()]))
+    tiny.answers(model, processor, summary, prompts, stopping_criteria=StoppingCriteriaList([Scores()]))
     assert found and all(torch.equal(one, loss()) for one in found)

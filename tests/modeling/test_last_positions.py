@@ -22,16 +22,6 @@ def model():
     return tiny.tiny_fwd2bot()
 
 
-@pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
-@pytest.fixture(scope="module")
-def images(processor):
-    return processor.process_images(tiny.pictures(3))
-
-
 @pytest.fixture
 def seen(model):
     """Positions that each feed-forward part computed, layer by layer."""

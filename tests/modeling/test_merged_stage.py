@@ -15,19 +15,6 @@ CLOSE = {"rtol": 0, "atol": 1e-5}  # of the laws
 from_pretrained = Fwd2BotForConditionalGeneration.from_pretrained
 
 
-@pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A folder, and the model that was saved there. Do not change them."""
-    folder, model = tmp_path_factory.mktemp("saved"), tiny.tiny_fwd2bot()
-    model.save_pretrained(folder)
-    return folder, model
-
-
 def adapter_names(model):
     return [name for name, _ in model.named_parameters() if ".lora_" in name]
 

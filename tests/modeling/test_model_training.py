@@ -11,11 +11,6 @@ from fwd2bot import Fwd2BotForConditionalGeneration
 TEXTS = ["a dog", "two cats on a hill", "nothing"]
 
 
-@pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
 # Law 5: what trains
 
 

@@ -18,11 +18,6 @@ from fwd2bot.summary_fwd2bot import pool_summary
 TEXTS = ["a dog", "two cats on a hill", "nothing"]
 
 
-@pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
 # Construction
 
 

@@ -7,11 +7,6 @@ import torch
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 
 
-@pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
 def with_other_padding(batch, processor, pad):
     """A batch whose masked ids are `pad`."""
     batch = dict(batch)

@@ -13,11 +13,6 @@ QUESTIONS = ["What?", "Where is it?", "Why?"]
 
 
 @pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
-@pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A folder with a model in float32, and that model. Do not change them."""
     folder, model = tmp_path_factory.mktemp("saved"), tiny.tiny_fwd2bot()
@@ -29,11 +24,6 @@ def saved(tmp_path_factory):
 def half(request, saved):
     """The same in half the bits."""
     return Fwd2BotForConditionalGeneration.from_pretrained(saved[0], dtype=request.param)
-
-
-@pytest.fixture(scope="module")
-def images(processor):
-    return processor.process_images(tiny.pictures(3))
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,6 @@ from transformers import AutoProcessor
 
 from fwd2bot import Fwd2BotProcessor
 
-
-@pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
 # process_images
 
 

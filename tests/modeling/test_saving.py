@@ -16,11 +16,6 @@ from fwd2bot.folder_fwd2bot import MODEL_FILES, PIPELINE_FILES, draft_folder
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
 def test_push_to_hub_uploads_code_and_weights(monkeypatch, tmp_path):
     uploaded = []
 

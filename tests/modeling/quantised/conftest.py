@@ -7,11 +7,6 @@ from transformers import AutoModelForImageTextToText
 
 
 @pytest.fixture(scope="module")
-def processor(tiny_processor):
-    return tiny_processor
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where the backbone lies, in float32."""
     path = tmp_path_factory.mktemp("backbone")
