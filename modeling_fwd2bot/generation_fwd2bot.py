@@ -350,12 +350,13 @@ def _check_finite(tokens: torch.Tensor) -> None:
         raise ValueError("The summary holds NaN or infinity. Compress the images anew.")
 
 
-def _read_ids(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[int]:
-    """The smallest and the largest id, and the fewest tokens of a row: one transfer from an accelerator."""
-    read = list(input_ids.aminmax())
-    if attention_mask is not None:
-        read.append(attention_mask.bool().sum(1).min().to(input_ids.device))
-    return [*torch.stack(read).tolist(), 1][:3]
+def _read_ids(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[int, int, int | None]:
+    """The smallest and the largest id, and with a mask the fewest tokens of a row, in one transfer."""
+    if attention_mask is None:
+        return *read_range(input_ids), None
+    fewest = attention_mask.bool().sum(1).min().to(input_ids.device)
+    low, high, fewest = torch.stack([*input_ids.aminmax(), fewest]).tolist()
+    return low, high, fewest
 
 
 def _public_name(name_or_path: str | None) -> str | None:

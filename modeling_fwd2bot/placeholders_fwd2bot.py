@@ -2,6 +2,8 @@
 
 import torch
 
+from .summary_fwd2bot import read_range
+
 
 def position_ids_from_mask(attention_mask: torch.Tensor) -> torch.Tensor:
     """`(N, L)` positions that count tokens, not padding: `[[0, 1, 1]]` -> `[[0, 0, 1]]`."""
@@ -83,7 +85,7 @@ def expand_placeholders(
 
     repeats = keep.long().masked_scatter_(is_placeholder, lengths.to(input_ids.device, torch.long))  # (N, L)
     ends = repeats.cumsum(1)  # (N, L)
-    shortest, width = torch.stack(ends[:, -1].aminmax()).tolist()  # width is L'
+    shortest, width = read_range(ends[:, -1])  # width is L'
     columns = torch.arange(width, device=input_ids.device).expand(len(ends), -1)  # (N, L')
     padding = None
     if shortest < width:

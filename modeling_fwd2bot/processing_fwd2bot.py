@@ -16,7 +16,7 @@ from transformers.utils import PROCESSOR_NAME, cached_file, logging
 from .backbone_fwd2bot import merged_token_id
 from .configuration_fwd2bot import IMAGE_PROMPT, TEXT_PROMPT
 from .folder_fwd2bot import AUTO_MAP, HUB_OPTIONS, check_name, draft_folder
-from .picture_groups_fwd2bot import process_in_groups
+from .picture_groups_fwd2bot import groups_of, is_by_picture, join_rows
 from .pictures_fwd2bot import load_image
 
 logger = logging.get_logger(__name__)
@@ -63,6 +63,7 @@ class Fwd2BotProcessor(ProcessorMixin):
         self.text_prompt = text_prompt
         self.image_token = getattr(backbone_processor, "image_token", None) or self.tokenizer.image_token
         self.image_token_id = merged_token_id(backbone_processor)
+        self._takes_groups: bool | None = None  # whether large pictures may go through in groups; not tried yet
         self._merged_token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
 
     load_image = staticmethod(load_image)  # for the pipelines, which decode pictures ahead of the model
@@ -147,11 +148,11 @@ class Fwd2BotProcessor(ProcessorMixin):
             add_generation_prompt=True,
         )
 
-        def process(pictures: Sequence[Image.Image]) -> BatchFeature:
+        def run(group: Sequence[Image.Image]) -> BatchFeature:
             with _tokenizing:
                 batch = self.backbone_processor(
-                    images=[[picture] for picture in pictures],
-                    text=[prompt] * len(pictures),
+                    images=[[picture] for picture in group],
+                    text=[prompt] * len(group),
                     padding=True,
                     padding_side="left",
                     return_tensors="pt",
@@ -160,7 +161,14 @@ class Fwd2BotProcessor(ProcessorMixin):
             batch.pop("labels", None)  # PaliGemma's processor makes some
             return batch
 
-        return process_in_groups(process, pictures, self.tokenizer.pad_token_id)
+        groups, pad_token_id = groups_of(pictures), self.tokenizer.pad_token_id
+        if len(groups) > 1 and self._takes_groups is not False:
+            self._takes_groups = self._takes_groups or is_by_picture(run, pad_token_id)
+            batch = join_rows(map(run, groups), pad_token_id) if self._takes_groups else None
+            if batch is not None:
+                return batch
+            self._takes_groups = False
+        return run(pictures)
 
     def process_texts(self, texts: str | Sequence[str], *, truncation: bool = False) -> BatchFeature:
         """`[text][its prompt]`, a row per text, left-padded: what `embed` takes.

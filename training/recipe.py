@@ -10,13 +10,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fwd2bot.configuration_fwd2bot import CONTRASTIVE_LOSSES
 
 from .scenes import SEVERAL_KINDS
 from .source_recipe import SourceRecipe, SourcesData, check_trainable, for_backbone
-from .yaml_loader import RecipeLoader
+from .yaml_loader import read_yaml
 
 KINDS = ("backbone", "fwd2bot")
 RECIPES = Path(__file__).parent / "recipes"
@@ -337,7 +335,7 @@ def _find(path: str | Path, beside: Path | None = None) -> Path:
 
 
 def _read(found: Path) -> dict[str, Any]:
-    values = yaml.load(found.read_text(encoding="utf-8"), Loader=RecipeLoader)
+    values = read_yaml(found.read_text(encoding="utf-8"), str(found))
     if not isinstance(values, dict):
         raise ValueError(f"{found} holds {type(values).__name__}; a recipe is a mapping of keys to values")
     return values
@@ -352,7 +350,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise ValueError(f"the override {override!r} looks for keys inside {section!r}, which is a single value")
-    values[name] = yaml.load(value, Loader=RecipeLoader)
+    values[name] = read_yaml(value, f"the override {override!r}")
 
 
 def _build(section: str, part: type, values: dict[str, Any]) -> Any:

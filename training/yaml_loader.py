@@ -1,6 +1,7 @@
 """How the YAML of recipes and overrides is read."""
 
 import re
+from typing import Any
 
 import yaml
 
@@ -20,3 +21,11 @@ RecipeLoader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"),
     list("-+0123456789."),
 )
+
+
+def read_yaml(text: str, name: str) -> Any:
+    """The value of a YAML text. Raises ValueError, which begins with `name`, where it is none."""
+    try:
+        return yaml.load(text, Loader=RecipeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name} cannot be read as YAML: {' '.join(str(error).split())}") from error

@@ -34,7 +34,7 @@ def load_image(
         formats: names of the formats, as Pillow has them ("PNG", "JPEG"), of which a path, a URL or bytes may be; for
             pictures of strangers, since Pillow also reads formats that hold programs. Default: all.
         name: what errors call the picture. Default: its path, URL or type.
-        copy: False gives a `PIL.Image` that needs no change back as it is.
+        copy: False gives a `PIL.Image` that needs no change back as it is, to change and close with the given one.
 
     Raises:
         TypeError: for another type. ValueError: for a picture that cannot be read to its end, or one of more than

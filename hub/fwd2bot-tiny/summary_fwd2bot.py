@@ -49,7 +49,7 @@ class Fwd2BotSummary:
             lengths = torch.full((num_images,), k_max, device=tokens.device)
             shortest = longest = k_max
         else:
-            lengths = torch.as_tensor(lengths, dtype=torch.long, device=tokens.device)
+            lengths = torch.as_tensor(lengths, dtype=torch.long, device=tokens.device).clone()
             shortest, longest = read_range(lengths) if lengths.numel() else (0, 0)
         if lengths.shape != (num_images,) or shortest < 1 or longest > k_max:
             raise ValueError(
@@ -79,13 +79,18 @@ class Fwd2BotSummary:
                 f"Summary tokens of shape {tuple(self._tokens.shape)} cannot be replaced by some of shape "
                 f"{tuple(tokens.shape)}. Make a new summary: Fwd2BotSummary(tokens, lengths, metadata)."
             )
-        checked = Fwd2BotSummary(tokens, self._lengths)  # zeros beyond the lengths, on one device
+        checked = Fwd2BotSummary(tokens, self._known_lengths)  # zeros beyond the lengths, on one device
         self._tokens, self._lengths = checked.tokens, checked.lengths
 
     @property
     def lengths(self) -> torch.Tensor:
         """A copy, `(N,)` long, on the device of the tokens; other lengths make another summary (`truncate`)."""
         return self._lengths.clone()
+
+    @property
+    def _known_lengths(self) -> torch.Tensor | None:
+        """The lengths, or None where all are that of the tensor: then nobody has to read them."""
+        return None if self._shortest == self.tokens.shape[1] else self._lengths
 
     @property
     def num_summary_tokens(self) -> int:
@@ -119,11 +124,14 @@ class Fwd2BotSummary:
             index = [index]
         elif not isinstance(index, slice):
             index = torch.as_tensor(index, device=self.tokens.device)
-        lengths = self._lengths[index]
-        if len(lengths) == 0:
+        tokens = self.tokens[index]
+        if len(tokens) == 0:
             raise IndexError(f"{index!r} selects none of the {len(self)} summaries.")
+        if self._known_lengths is None:
+            return Fwd2BotSummary(tokens, metadata=self.metadata)
+        lengths = self._lengths[index]
         _, longest = read_range(lengths)
-        return Fwd2BotSummary(self.tokens[index][:, :longest], lengths, self.metadata)
+        return Fwd2BotSummary(tokens[:, :longest], lengths, self.metadata)
 
     def __iter__(self) -> Iterator["Fwd2BotSummary"]:
         return (self[index] for index in range(len(self)))
@@ -157,8 +165,7 @@ class Fwd2BotSummary:
                 f"A summary value of {self.tokens.abs().max().item():.4g} does not fit {tokens.dtype} "
                 f"(largest {torch.finfo(tokens.dtype).max:.4g}). Keep it in {self.tokens.dtype} or torch.bfloat16."
             )
-        same_lengths = self.min_summary_tokens == self.num_summary_tokens == tokens.shape[1]
-        return Fwd2BotSummary(tokens, None if same_lengths else self._lengths, self.metadata)
+        return Fwd2BotSummary(tokens, self._known_lengths, self.metadata)
 
     @staticmethod
     def cat(summaries: Sequence["Fwd2BotSummary"]) -> "Fwd2BotSummary":
@@ -187,7 +194,9 @@ class Fwd2BotSummary:
                 )
         width = max(summary.tokens.shape[1] for summary in summaries)
         tokens = [F.pad(summary.tokens, (0, 0, 0, width - summary.tokens.shape[1])) for summary in summaries]
-        lengths = torch.cat([summary.lengths for summary in summaries])
+        if all(summary._shortest == width for summary in summaries):
+            return Fwd2BotSummary(torch.cat(tokens), metadata=first.metadata)
+        lengths = torch.cat([summary._lengths for summary in summaries])
         return Fwd2BotSummary(torch.cat(tokens), lengths, first.metadata)
 
     def save_file(self, path: str | os.PathLike) -> None:

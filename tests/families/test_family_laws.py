@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor, picture_groups_fwd2bot
 from fwd2bot.backbone_fwd2bot import with_queries
 
-from .tiny_families import FAMILIES, PADDED, TIED, build, conversation, pictures
+from .tiny_families import FAMILIES, FILLED_UP, PADDED, TIED, build, conversation, pictures
 
 # Not ours to mend: transformers' GLM-4V processor hands a tensor to numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -59,14 +59,6 @@ def summary(model, processor):
 
 
 class TestFamilyLaws:
-    def test_large_pictures_may_go_through_the_processor_in_groups(self, processor, monkeypatch):
-        together = processor.process_images(pictures())
-        monkeypatch.setattr(picture_groups_fwd2bot, "PIXELS_AT_ONCE", 1)  # all of them are large
-        apart = processor.process_images(pictures())
-        assert apart.keys() == together.keys()
-        for name in together:
-            assert torch.equal(torch.as_tensor(apart[name]), torch.as_tensor(together[name])), name
-
     def test_backbone_is_untouched(self, family):
         model, processor, bare = family
         inputs = processor.process_images(pictures()[:2])
@@ -223,6 +215,22 @@ class TestFamilyLaws:
         )
         words = processor.process_texts(["the", "What is it?"])
         assert torch.equal(texts.embed(**words), model.embed(**words))
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_large_pictures_go_through_the_processor_in_groups(name, monkeypatch):
+    processor = Fwd2BotProcessor(build(name)[1])
+    large = [picture.resize((4 * picture.width, 4 * picture.height)) for picture in [*pictures(), pictures()[0]]]
+    before = [picture.tobytes() for picture in large]
+    together = processor.process_images(large)
+    monkeypatch.setattr(picture_groups_fwd2bot, "PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr(picture_groups_fwd2bot, "LARGE", 1)
+    apart = processor.process_images(large)
+    assert apart.keys() == together.keys()
+    for key in together:
+        assert torch.equal(torch.as_tensor(apart[key]), torch.as_tensor(together[key])), key
+    assert processor._takes_groups == (name not in FILLED_UP)
+    assert [picture.tobytes() for picture in large] == before
 
 
 @pytest.mark.parametrize("name", sorted(PADDED))

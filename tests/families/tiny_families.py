@@ -6,6 +6,6 @@ template that puts the picture where the family's own does. Nothing is read from
 """
 
 from . import gemma_families, llava_families, mrope_families, tile_families  # noqa: F401, they register themselves
-from .tiny_parts import FAMILIES, PADDED, SCALED, TIED, build, conversation, merged_token_id, pictures
+from .tiny_parts import FAMILIES, FILLED_UP, PADDED, SCALED, TIED, build, conversation, merged_token_id, pictures
 
-__all__ = ["FAMILIES", "PADDED", "SCALED", "TIED", "build", "conversation", "merged_token_id", "pictures"]
+__all__ = ["FAMILIES", "FILLED_UP", "PADDED", "SCALED", "TIED", "build", "conversation", "merged_token_id", "pictures"]

@@ -46,6 +46,8 @@ if getattr(transformers.Idefics3ImageProcessorPil, "is_dummy", False):
 TIED = {"aya_vision", "gemma3", "lfm2_vl", "mistral3", "paligemma", "paligemma2", "qwen2_vl", "qwen3_vl"}
 SCALED = {"gemma3", "paligemma", "paligemma2"}
 PADDED = {"gemma3", "llava_clip_default", "qwen2_5_vl"}
+# Whose processor fills pictures, or the number of their tiles, up to the largest of a call.
+FILLED_UP = {"idefics3", "llava_next", "llava_onevision", "mistral3", "smolvlm"}
 
 Family = tuple[PreTrainedModel, ProcessorMixin]
 FAMILIES: dict[str, Callable[[], Family]] = {}

@@ -8,6 +8,7 @@ import tiny
 import torch
 from baseline_models import made
 from tiny_recipes import BACKBONE, DATA, TRAINING
+from transformers import LlamaConfig
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor, Fwd2BotSummary
 from fwd2bot.training.answering import image_tokens
@@ -214,8 +215,19 @@ def test_grid_goes_on_where_it_was_and_refuses_another_budget(backbone, recipe_f
     with pytest.raises(SystemExit, match="steps was 2 and is 3"):
         command(folder, backbone, recipe_file, "--steps", "3")
     assert not (folder / "pooling-k4-seed1.json").exists()
+    (folder / "pooling-k4-seed0.json").write_text("{")
+    with pytest.raises(SystemExit, match="pooling-k4-seed0.json is no result of a row .* remove it"):
+        command(folder, backbone, recipe_file)
+
+
+def test_what_makes_the_rows_impossible_leaves_no_folder(backbone, recipe_file, tmp_path):
+    folder = tmp_path / "results"
     with pytest.raises(SystemExit, match="error: .*max_step"):
         command(folder, backbone, recipe_file, "--steps", "2", "training.max_step=3")
+    LlamaConfig().save_pretrained(tmp_path / "llama")
+    with pytest.raises(SystemExit, match="error: .*is a llama; the comparison is written for LLaVA"):
+        command(folder, tmp_path / "llama", recipe_file)
+    assert not folder.exists()
 
 
 def test_training_of_a_row_stops_after_its_minutes(backbone, recipe, caplog):

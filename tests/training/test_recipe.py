@@ -27,6 +27,14 @@ def test_overrides_are_yaml_under_dotted_keys():
     assert recipe.optimizer.learning_rate == 0.001
 
 
+def test_what_is_no_yaml_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("kind: [fwd2bot")
+    with pytest.raises(ValueError, match="recipe.yaml cannot be read as YAML: .*line 1"):
+        load_recipe(tmp_path / "recipe.yaml")
+    with pytest.raises(ValueError, match=r"the override 'model.summary_lengths=\[1' cannot be read as YAML"):
+        load_recipe("fwd2bot.yaml", ["model.summary_lengths=[1"])
+
+
 def test_whole_number_where_a_fraction_is_wanted_becomes_one():
     recipe = load_recipe("backbone.yaml", ["optimizer.weight_decay=1"])
     assert isinstance(recipe.optimizer.weight_decay, float)

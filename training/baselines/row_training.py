@@ -96,13 +96,12 @@ def bare_backbone(source: str, folder: Path) -> Path:
     """The folder of a plain backbone: `source` itself, or the one inside a Fwd2Bot, taken out into `folder`.
 
     Raises:
-        TypeError: `source` is no LLaVA and no Fwd2Bot on one.
-        ValueError: `folder` has the backbone of another Fwd2Bot.
+        ValueError: `source` is no LLaVA and no Fwd2Bot on one, or `folder` has the backbone of another Fwd2Bot.
     """
     config = AutoConfig.from_pretrained(source)
     kind = getattr(config, "backbone_config", config).model_type
     if kind != "llava":
-        raise TypeError(f"{source} is a {kind}; the comparison is written for LLaVA. Name one, or a Fwd2Bot on one.")
+        raise ValueError(f"{source} is a {kind}; the comparison is written for LLaVA. Name one, or a Fwd2Bot on one.")
     if config.model_type == "llava":
         return Path(source)
     taken_from, name = folder / "taken_from.txt", weights_hash(Path(source)) if Path(source).is_dir() else source

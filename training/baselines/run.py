@@ -73,19 +73,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:  # what makes the rows impossible is told before any trains
         recipe = load_recipe(args.recipe, [f"training.output_dir={args.output / 'work'}", *args.overrides])
         check_data(recipe, args.split)
-        args.output.mkdir(parents=True, exist_ok=True)
         backbone = bare_backbone(args.backbone, args.output / "backbone")
         options["split"] = None if isinstance(recipe.data, SourcesData) else args.split or SPLITS[0]
         budget = budget_of(recipe, backbone, options)
         for file in (args.output / row.file for row in chosen):
             if file.exists():
                 check_same_budget(file, budget)
-    except (TypeError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    args.output.mkdir(parents=True, exist_ok=True)
     command = command_of("baselines.run", sys.argv[1:] if arguments is None else arguments)
     for row in chosen:
         file = args.output / row.file
         if file.exists():
+            check_same_budget(file, budget)  # again: it may have come from another process meanwhile
             print(f"{row.file}: done before", flush=True)
             continue
         result = run_row(row, recipe, backbone, options) | {"command": command}
@@ -167,7 +168,10 @@ def check_data(recipe: Recipe, split: str | None) -> None:
 
 def check_same_budget(file: Path, budget: dict[str, Any]) -> None:
     """Raise ValueError where a result was made under another budget or by another recipe, naming what differs."""
-    stored = json.loads(file.read_text())
+    try:
+        stored = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is no result of a row ({error}); remove it, and the row is trained again") from error
     differing = [
         f"{name} was {stored.get(name)!r} and is {budget[name]!r}"
         for name in BUDGET
