@@ -335,7 +335,11 @@ def _find(path: str | Path, beside: Path | None = None) -> Path:
 
 
 def _read(found: Path) -> dict[str, Any]:
-    values = read_yaml(found.read_text(encoding="utf-8"), str(found))
+    try:
+        text = found.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{found} is no text: {error}") from error
+    values = read_yaml(text, str(found))
     if not isinstance(values, dict):
         raise ValueError(f"{found} holds {type(values).__name__}; a recipe is a mapping of keys to values")
     return values

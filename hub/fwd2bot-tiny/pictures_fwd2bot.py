@@ -92,6 +92,8 @@ def _picture_source(image: Any, name: str) -> Any:
         raise TypeError(
             f"An image must be a path, a URL, bytes, a PIL.Image or a uint8 array, got {type(image).__name__}."
         )
+    if os.path.isdir(image):
+        raise FileNotFoundError(f"{name} is a folder. Give the pictures in it.")
     if not os.path.isfile(image):  # unlike Path.is_file, it takes a name of any length
         raise FileNotFoundError(f"{name} does not exist or is no file.")
     return image

@@ -116,14 +116,20 @@ class Fwd2BotSummary:
         return len(self.tokens)
 
     def __getitem__(self, index: int | slice | Sequence[int] | torch.Tensor) -> "Fwd2BotSummary":
-        """The summaries at `index`, always as a batch: `summary[3]` has length 1."""
+        """The summaries at `index`, always as a batch: `summary[3]` has length 1.
+
+        Raises:
+            IndexError: for one that does not exist, or none at all. TypeError: for another sort of index.
+        """
         if hasattr(index, "__index__") and getattr(index, "ndim", 0) == 0:  # int, numpy integer, tensor of one
             index = int(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"Summary {index} does not exist: there are {len(self)}.")
             index = [index]
-        elif not isinstance(index, slice):
-            index = torch.as_tensor(index, device=self.tokens.device)
+        elif isinstance(index, slice):
+            index = index if (index.step or 1) > 0 else list(range(len(self))[index])
+        else:
+            index = _as_index(index, self.tokens.device)
         tokens = self.tokens[index]
         if len(tokens) == 0:
             raise IndexError(f"{index!r} selects none of the {len(self)} summaries.")
@@ -146,8 +152,10 @@ class Fwd2BotSummary:
         """The first `num_summary_tokens` vectors of every summary: what compressing at that length gives.
 
         Raises:
-            ValueError: when a summary is shorter than that.
+            ValueError: when a summary is shorter than that. TypeError: for what is no whole number.
         """
+        if isinstance(num_summary_tokens, bool) or not hasattr(num_summary_tokens, "__index__"):
+            raise TypeError(f"num_summary_tokens must be a whole number, got {num_summary_tokens!r}.")
         if not 1 <= num_summary_tokens <= self.min_summary_tokens:
             raise ValueError(
                 f"Cannot truncate to {num_summary_tokens}: choose 1 to {self.min_summary_tokens}, the shortest "
@@ -174,7 +182,7 @@ class Fwd2BotSummary:
         Raises:
             ValueError: for an empty list, or when the parts differ in what made them, in width or in dtype.
         """
-        summaries = list(summaries)
+        summaries = [summary_from(summary) for summary in summaries]
         if not summaries:
             raise ValueError("Fwd2BotSummary.cat needs at least one summary, got an empty list.")
         first = summaries[0]
@@ -255,6 +263,18 @@ def _check_floating(tokens: Any) -> None:
     if not isinstance(tokens, torch.Tensor) or not tokens.is_floating_point():
         found = f"{tokens.dtype} tensor" if isinstance(tokens, torch.Tensor) else type(tokens).__name__
         raise TypeError(f"Summary tokens must be a floating point tensor of shape (N, k, d), got a {found}.")
+
+
+def _as_index(index: Any, device: torch.device) -> torch.Tensor:
+    """Rows as a tensor of integers, or a mask of booleans."""
+    try:
+        rows = torch.as_tensor(index, device=device)
+        rows = rows if rows.numel() else rows.long()
+    except (TypeError, ValueError, RuntimeError):
+        rows = None
+    if rows is None or rows.is_floating_point() or rows.is_complex():
+        raise TypeError(f"Summaries are chosen by an int, a slice, or a list or tensor of ints, got {index!r}.")
+    return rows
 
 
 def summary_from(value: Any) -> Fwd2BotSummary:

@@ -40,6 +40,8 @@ def compress(
     if not to.absolute().parent.is_dir():
         raise FileNotFoundError(f"There is no folder {str(to.parent)!r} for {to.name!r}. Make it first.")
     missing = [one for one in images if not is_url(one) and not os.path.isfile(one)]
+    if missing and os.path.isdir(missing[0]):
+        raise FileNotFoundError(f"{missing[0]!r} is a folder. Give its files: {missing[0].rstrip('/')}/*")
     if missing:
         raise FileNotFoundError(f"{missing[0]!r} does not exist or is no file.")
     options = ModelOptions(model, revision, trust_remote_code, device, dtype)

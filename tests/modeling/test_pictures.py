@@ -219,7 +219,12 @@ def test_what_is_no_picture_is_refused(tmp_path):
         load_image(b"")
 
 
-@pytest.mark.parametrize("name", ["missing.png", "", "x" * 5000])
+def test_folder_is_no_picture(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is a folder. Give the pictures in it"):
+        load_image(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["missing.png", "x" * 5000])
 def test_missing_path_is_named(tmp_path, name):
     with pytest.raises(FileNotFoundError, match="does not exist or is no file"):
         load_image(str(tmp_path / name))

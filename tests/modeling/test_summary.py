@@ -182,6 +182,25 @@ def test_tokens_of_another_kind_are_refused(tokens, error, message):
         Fwd2BotSummary(tokens)
 
 
+@pytest.mark.parametrize("index", ["a", ..., None, 1.5, [0.5], torch.tensor([0.0]), object()])
+def test_what_is_no_index_is_named(summary, index):
+    with pytest.raises(TypeError, match=r"chosen by an int, a slice, or a list or tensor of ints, got "):
+        summary[index]
+
+
+def test_slice_may_go_backwards(summary):
+    assert_equal(summary[::-1], summary[[2, 1, 0]])
+    assert_equal(summary[2:0:-1], summary[[2, 1]])
+    with pytest.raises(IndexError, match="selects none of the 3"):
+        summary[[]]
+
+
+@pytest.mark.parametrize("length", ["2", 2.0, True, None])
+def test_length_that_is_no_whole_number_is_named(summary, length):
+    with pytest.raises(TypeError, match=f"num_summary_tokens must be a whole number, got {length!r}"):
+        summary.truncate(length)
+
+
 @pytest.mark.parametrize("lengths", [[1], [0, 1], [1, 4], [1, 2, 3]])
 def test_lengths_that_do_not_fit_are_refused(lengths):
     with pytest.raises(ValueError, match=r"2 integers in 1\.\.3"):

@@ -11,8 +11,10 @@ def result(name, method, seed, right, lengths=(4,), **more):
     """What a row leaves behind, with made-up figures."""
     cost = {"tokens_per_image": 4, "bytes_per_image": 1536, "cache_bytes": 9216, "first_token_ms": 3.21}
     setting = "uncompressed" if not lengths else "k=4"
-    figures = {setting: {"answers": {"all": right}, "presence": {"adversarial": {"f1": 0.5}}}, "cost": {setting: cost}}
+    answers = {"all": right, "background": 1.0, "count": 0.25, "place": 0.5}
+    figures = {setting: {"answers": answers, "presence": {"adversarial": {"f1": 0.5}}}, "cost": {setting: cost}}
     values = {"name": name, "method": method, "seed": seed, "config": {}, "rank": 1.0, "about": "what it is"}
+    values |= {"lengths": list(lengths)}
     values |= {
         "backbone_sha256": "ab" * 32,
         "steps": 10,
@@ -46,11 +48,11 @@ def test_report_has_mean_and_range_of_seeds_costs_plots_and_what_was_not_run(tmp
     )
     report.main([str(folder), str(tmp_path / "docs")])
     page = (tmp_path / "docs" / "results.md").read_text()
-    assert "| pooling | 4 | 60.0 (50.0 to 70.0) | 50.0 (50.0 to 50.0) |" in page
+    assert "| pooling | 4 | 60.0 (50.0 to 70.0) | 37.5 (37.5 to 37.5) | 50.0 (50.0 to 50.0) |" in page
     assert "| 1,536 | 9,216 | 3 |" in page and "| uncompressed | 4 | 80.0 |" in page
     assert f"4 of {len(grid.rows())} rows were run" in page
     assert "- fwd2bot (seed 0, 1, 2): as shipped" in page and "- pooling-k4" not in page
-    assert "2.00 to 1.25" in page and "Command: `python --steps 10`" in page
+    assert "2.00 to 1.25" in page and "Command, folders by their last name: `python --steps 10`" in page
     for name in ("results-tokens.png", "results-bytes.png"):
         assert f"({name})" in page and (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
 
@@ -88,6 +90,23 @@ def test_report_of_nothing_says_that_nothing_was_run(tmp_path):
     page = (tmp_path / "docs" / "results.md").read_text()
     assert page.count("\n- ") == len({row.name for row in grid.rows()}) and "png" not in page
     assert not list((tmp_path / "docs").glob("*.png"))
+
+
+def test_rows_say_what_they_change(tmp_path):
+    changed = result("rank-half", "fwd2bot", 0, 0.5, config={"image_prompt": "Look:"}, rank=0.5)
+    folder = write(tmp_path / "results", changed, result("fixed-k4", "fwd2bot", 0, 0.5))
+    report.main([str(folder), str(tmp_path / "docs")])
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "| what it is | image_prompt=Look:, rank x0.5 |" in page and "| what it is | for 4 tokens alone |" in page
+    assert "- fixed-k16 (seed 0): as shipped, for 16 tokens alone" in page
+    assert "- rank-double (seed 0): as shipped, rank x2" in page
+    assert "- prompt (seed 0): as shipped, image_prompt=Remember:, text_prompt=Remember:" in page
+
+
+def test_folder_that_is_not_there_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        report.main([str(tmp_path / "missing"), str(tmp_path / "docs")])
+    assert "missing is no folder; give the one that baselines.run wrote" in capsys.readouterr().err
 
 
 def test_results_of_different_budgets_are_not_put_into_one_table(tmp_path):

@@ -31,6 +31,9 @@ def test_what_is_no_yaml_is_named(tmp_path):
     (tmp_path / "recipe.yaml").write_text("kind: [fwd2bot")
     with pytest.raises(ValueError, match="recipe.yaml cannot be read as YAML: .*line 1"):
         load_recipe(tmp_path / "recipe.yaml")
+    (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8")
+    with pytest.raises(ValueError, match="picture.yaml is no text"):
+        load_recipe(tmp_path / "picture.yaml")
     with pytest.raises(ValueError, match=r"the override 'model.summary_lengths=\[1' cannot be read as YAML"):
         load_recipe("fwd2bot.yaml", ["model.summary_lengths=[1"])
 

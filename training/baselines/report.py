@@ -7,6 +7,7 @@ of its own, by its name.
 """
 
 import argparse
+import dataclasses
 import json
 import re
 import statistics
@@ -24,8 +25,10 @@ from .run import BUDGET
 # What stands in the table: the heading, and where the figure is among those of a setting.
 FIGURES = {
     "questions right": ("answers", "all"),
+    "mean of the kinds but the field's colour": ("answers", "other kinds"),  # of `_with_means`
     "presence, adversarial F1": ("presence", "adversarial", "f1"),
     "full caption finds picture": ("full_caption_to_image", "recall@1"),
+    "picture finds full caption": ("image_to_full_caption", "recall@1"),
     "hard negatives": ("hard_negatives", "mean"),
 }
 # The same of each data set, as far as it has them, after its name. No consistency: the first rows cut groups apart.
@@ -47,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("results", type=Path, help="folder of the JSON files")
     parser.add_argument("docs", type=Path, help="where results.md and its plots go")
     args = parser.parse_args(arguments)
+    if not args.results.is_dir():
+        parser.error(f"{args.results} is no folder; give the one that baselines.run wrote its results into")
     found = read(args.results)
     others = {folder.name: read(folder) for folder in sorted(args.results.iterdir()) if folder.is_dir()}
     args.docs.mkdir(parents=True, exist_ok=True)
@@ -63,7 +68,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: results of different budgets, which do not compare.
     """
-    found = [json.loads((folder / row.file).read_text()) for row in rows() if (folder / row.file).exists()]
+    files = [folder / row.file for row in rows() if (folder / row.file).exists()]
+    found = [_with_means(json.loads(file.read_text())) for file in files]
     for name in BUDGET:
         values = {str(result.get(name)) for result in found}
         if len(values) > 1:
@@ -76,6 +82,16 @@ def read(folder: Path) -> list[dict[str, Any]]:
                 f"the results in {folder} are of different recipes: {'; '.join(differ)}; report them apart"
             )
     return found
+
+
+def _with_means(result: dict[str, Any]) -> dict[str, Any]:
+    """With the plain mean over all kinds of question but the field's colour, which rows learn all at once or not."""
+    for setting in settings(result):
+        answers = result["figures"][setting].get("answers", {})
+        others = [value for kind, value in answers.items() if kind not in ("all", "background")]
+        if "background" in answers and others:
+            answers["other kinds"] = statistics.mean(others)
+    return result
 
 
 def report(
@@ -136,10 +152,10 @@ def _about(first: dict[str, Any], found: list[dict[str, Any]]) -> list[str]:
         f"One frozen backbone (weights {first['backbone_sha256'][:12]}), {_data(first)}, "
         f"LoRA rank {first['lora_rank']} for each of two stages or twice that for one. {_judged(first)}, in per cent; "
         "with several seeds the mean and the range. `tokens` is what the language model reads for a picture, `bytes` "
-        "what is kept of it at two bytes a number, `cache bytes` its keys and values while an answer is made. "
-        "Times: [performance.md](performance.md).",
+        "what is kept of it at two bytes a number, `cache bytes` its keys and values while an answer is made, at the "
+        "four bytes a number that were measured. Times: [performance.md](performance.md).",
         "",
-        f"Command: `{_of_all_rows(first['command'])}` ({versions}).",
+        f"Command, folders by their last name: `{_of_all_rows(first['command'])}` ({versions}).",
     ]
     if cut:
         lines += ["", f"Stopped by `--minutes` before their last step: {', '.join(cut)}."]
@@ -220,21 +236,30 @@ def spread(values: Sequence[float | None]) -> str:
 def _methods(found: list[dict[str, Any]]) -> list[str]:
     body = []
     for result in found:
-        changed = ", ".join(f"{name}={value}" for name, value in result["config"].items())
-        changed += f"{', ' if changed else ''}rank x{result['rank']:g}" if result["rank"] != 1 else ""
         loss = "" if result["loss"] is None else " to ".join(f"{value:.2f}" for value in result["loss"])
-        cells = [result["name"], str(result["seed"]), result["about"], changed]
+        cells = [result["name"], str(result["seed"]), result["about"], _changed(result)]
         cells += [f"{result['trained_parameters']:,}", str(result["steps_done"]), f"{result['seconds']:.0f}", loss]
         body.append([*cells, f"{result.get('fingerprint', '')[:8]}"])
     header = ["row", "seed", "what", "changed", "trained numbers", "steps", "seconds", "loss", "weights"]
     return table(header, body).splitlines()
 
 
+def _changed(row: dict[str, Any]) -> str:
+    """What a row changes of its method."""
+    changed = [f"{name}={value}" for name, value in row["config"].items()]
+    changed += [f"rank x{row['rank']:g}"] if row["rank"] != 1 else []
+    changed += [f"for {row['lengths'][0]} tokens alone"] if "fixed" in row["name"] else []
+    return ", ".join(changed)
+
+
 def _not_run(open_rows: Sequence[Row]) -> list[str]:
     seeds = defaultdict(list)
     for row in open_rows:
         seeds[row.name].append(str(row.seed))
-    about = {row.name: METHODS[row.method].about for row in open_rows}
+    about = {
+        row.name: ", ".join(filter(None, [METHODS[row.method].about, _changed(dataclasses.asdict(row))]))
+        for row in open_rows
+    }
     return [f"- {name} (seed {', '.join(values)}): {about[name]}" for name, values in seeds.items()]
 
 

@@ -98,6 +98,10 @@ def bare_backbone(source: str, folder: Path) -> Path:
     Raises:
         ValueError: `source` is no LLaVA and no Fwd2Bot on one, or `folder` has the backbone of another Fwd2Bot.
     """
+    if not Path(source).is_dir() and (Path(source).is_absolute() or source.count("/") != 1):
+        raise ValueError(
+            f"{source} is no folder, and no name on the Hub (owner/name). Name a LLaVA, or a Fwd2Bot on one."
+        )
     config = AutoConfig.from_pretrained(source)
     kind = getattr(config, "backbone_config", config).model_type
     if kind != "llava":

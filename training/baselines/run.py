@@ -82,7 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     args.output.mkdir(parents=True, exist_ok=True)
+    if args.steps <= recipe.training.get("warmup_steps", 0):
+        print(
+            f"warning: training.warmup_steps of the recipe, {recipe.training['warmup_steps']}, is not over after "
+            f"{args.steps} steps; the rows learn little",
+            file=sys.stderr,
+        )
     command = command_of("baselines.run", sys.argv[1:] if arguments is None else arguments)
+    print(f"{len(chosen)} row(s): {', '.join(row.file.removesuffix('.json') for row in chosen)}", flush=True)
     for row in chosen:
         file = args.output / row.file
         if file.exists():
@@ -185,20 +192,26 @@ def check_same_budget(file: Path, budget: dict[str, Any]) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fwd2bot.training.baselines.run", description=__doc__)
+    default = "(default: %(default)s)"
     parser.add_argument("output", type=Path, help="folder of the results, and of what the rows share")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe, such as data.pictures=5000")
     parser.add_argument(
-        "--backbone", default="runs/backbone/final", help="a LLaVA, or a Fwd2Bot whose backbone to take"
+        "--backbone", default="runs/backbone/final", help=f"a LLaVA, or a Fwd2Bot whose backbone to take {default}"
     )
     parser.add_argument(
-        "--recipe", default="fwd2bot.yaml", help="its data, what it is judged by, optimizer and rank hold for all rows"
+        "--recipe", default="fwd2bot.yaml", help=f"its data, judges, optimizer and rank hold for all rows {default}"
     )
-    parser.add_argument("--steps", type=int, default=800, help="of every row")
+    parser.add_argument("--steps", type=int, default=800, help=f"of every row {default}")
     parser.add_argument("--minutes", type=float, help="stop the training of a row after so many")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these; --list shows all")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help="only these")
     parser.add_argument(
-        "--test-pictures", type=int, default=400, help="five questions about each; on data sets: rows of each"
+        "--seeds", type=int, nargs="+", metavar="SEED", help="only these; default: all, which are three of some rows"
+    )
+    parser.add_argument(
+        "--test-pictures",
+        type=int,
+        default=400,
+        help=f"five questions about each; of data sets: rows of each {default}",
     )
     parser.add_argument("--split", choices=SPLITS, help=f"of the drawn scenes, default {SPLITS[0]}")
     parser.add_argument("--list", action="store_true", help="show which rows are done and which are open")
