@@ -75,20 +75,19 @@ class CandidateMemory:
         return matrix
 
     def summaries(self, summary: Any, setting: Hashable, embed: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """`(N, d)` embeddings of a summary: the last ones, where the very same tensors hold the same values."""
-        tensors = [summary] if isinstance(summary, torch.Tensor) else [summary.tokens, summary.lengths]
-        if any(tensor.is_inference() for tensor in tensors):
+        """`(N, d)` embeddings of a summary: the last ones, where the very same tensor holds the same values."""
+        tokens = summary
+        if not isinstance(summary, torch.Tensor):
+            tokens, setting = summary.tokens, (setting, *summary.lengths.tolist())
+        if tokens.is_inference():
             return embed()  # such a tensor does not record its changes
-        versions = [tensor._version for tensor in tensors]
+        version = tokens._version
         if self._summary is not None:
-            references, old_versions, old_setting, embeddings = self._summary
-            same = len(references) == len(tensors) and all(
-                reference() is tensor for reference, tensor in zip(references, tensors, strict=True)
-            )
-            if same and versions == old_versions and setting == old_setting:
+            reference, old_version, old_setting, embeddings = self._summary
+            if reference() is tokens and version == old_version and setting == old_setting:
                 return embeddings
         embeddings = embed()
-        self._summary = ([weakref.ref(tensor) for tensor in tensors], versions, setting, embeddings)
+        self._summary = (weakref.ref(tokens), version, setting, embeddings)
         return embeddings
 
     def __getstate__(self) -> dict:
