@@ -227,7 +227,7 @@ def test_what_makes_the_rows_impossible_leaves_no_folder(backbone, recipe_file, 
     LlamaConfig().save_pretrained(tmp_path / "llama")
     with pytest.raises(SystemExit, match="error: .*is a llama; the comparison is written for LLaVA"):
         command(folder, tmp_path / "llama", recipe_file)
-    with pytest.raises(SystemExit, match="error: .*nowhere is no folder, nor owner/name on the Hub"):
+    with pytest.raises(SystemExit, match="error: .*nowhere is no folder, and no name on the Hub"):
         command(folder, tmp_path / "nowhere", recipe_file)
     assert not folder.exists()
 
