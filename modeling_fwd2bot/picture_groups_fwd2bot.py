@@ -39,9 +39,7 @@ def is_by_picture(run: Run, pad_token_id: int | None) -> bool:
     samples = [Image.linear_gradient("L").convert("RGB").resize(size) for size in ((96, 160), (224, 64))]
     try:
         together, alone = run(samples), join_rows((run([sample]) for sample in samples), pad_token_id)
-    except (
-        Exception
-    ):  # it does not take such pictures, together or at all, which says nothing of those that were given
+    except Exception:  # it does not take such pictures, which says nothing of those that were given
         return False
     return (
         alone is not None
