@@ -248,7 +248,9 @@ def _changed(row: dict[str, Any]) -> str:
     """What a row changes of its method."""
     changed = [f"{name}={value}" for name, value in row["config"].items()]
     changed += [f"rank x{row['rank']:g}"] if row["rank"] != 1 else []
-    changed += [f"for {row['lengths'][0]} tokens alone"] if "fixed" in row["name"] else []
+    if "fixed" in row["name"]:
+        [length] = row["lengths"]
+        changed.append(f"for {length} token{'s' if length > 1 else ''} alone")
     return ", ".join(changed)
 
 
