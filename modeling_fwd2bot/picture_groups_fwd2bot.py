@@ -3,7 +3,7 @@
 An image processor keeps all pictures of a call as arrays of their full size: 36 MB for a photograph of 12 megapixels.
 Groups give the same for a processor that makes the same of a picture whatever comes with it. Two small pictures tell;
 and rows of groups that do not fit together tell, too, as those of a processor that fills pictures up to the largest.
-One that shared a number of pixels out among large pictures alone would pass: none of transformers does.
+One that shared a number of pixels out among large pictures alone would pass: none that the tests build does.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -319,6 +319,13 @@ def test_compress_writes_the_summaries_in_order(photos, checkpoint, tmp_path):
     assert (summary[1].tokens - Fwd2BotSummary.load_file(alone).tokens).abs().max() < 1e-2
 
 
+def test_compress_names_a_folder_and_a_missing_file(photos, tmp_path):
+    file = tmp_path / "pictures.safetensors"
+    assert f"'{photos}' is a folder. Give its files: {photos}/*" in fails("compress", photos, "--to", file)
+    assert "missing.jpg' does not exist or is no file" in fails("compress", tmp_path / "missing.jpg", "--to", file)
+    assert not file.exists()
+
+
 def test_compress_of_a_broken_picture_writes_nothing(photos, checkpoint, tmp_path):
     (tmp_path / "broken.jpg").write_text("no picture")
     file = tmp_path / "pair.safetensors"

@@ -232,6 +232,14 @@ def test_what_makes_the_rows_impossible_leaves_no_folder(backbone, recipe_file, 
     assert not folder.exists()
 
 
+def test_steps_within_the_warm_up_are_warned_of(backbone, recipe_file, tmp_path, capsys):
+    rows = ("--rows", "uncompressed", "--steps", "2")
+    command(tmp_path / "results", backbone, recipe_file, *rows, "training.warmup_steps=2")
+    assert "training.warmup_steps of the recipe, 2, is not over after 2 steps" in capsys.readouterr().err
+    command(tmp_path / "others", backbone, recipe_file, *rows, "training.warmup_steps=1")
+    assert "warmup" not in capsys.readouterr().err
+
+
 def test_training_of_a_row_stops_after_its_minutes(backbone, recipe, caplog):
     row = Row("tried", "pooling", [4])
     model, processor = row_training.build(row, recipe, backbone)

@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     args.output.mkdir(parents=True, exist_ok=True)
-    if args.steps <= (recipe.training.get("warmup_steps") or 0):
+    if args.steps <= recipe.training.get("warmup_steps", 0):
         print(
             f"warning: training.warmup_steps of the recipe, {recipe.training['warmup_steps']}, is not over after "
             f"{args.steps} steps; the rows learn little",
