@@ -202,7 +202,7 @@ def test_grid_goes_on_where_it_was_and_refuses_another_budget(backbone, recipe_f
         *(f"open  pooling-k4-seed{seed}" for seed in (0, 1, 2)),
     ]
     command(folder, backbone, recipe_file, "--list", "--seeds", "2")
-    assert capsys.readouterr().out == "open  pooling-k4-seed2\n"
+    assert capsys.readouterr().out == "open  uncompressed-seed2\nopen  pooling-k4-seed2\n"
     command(folder, backbone, recipe_file)
     first = (folder / "pooling-k4-seed0.json").read_bytes()
     (folder / "pooling-k4-seed1.json").unlink()
@@ -292,6 +292,22 @@ def test_rows_have_names_of_their_own_and_known_methods():
     files = [row.file for row in grid.rows()]
     assert len(files) == len(set(files))
     assert {row.method for row in grid.rows()} == set(METHODS)
+
+
+def test_named_rows_have_any_seed_and_others_those_planned(tmp_path, capsys):
+    planned = [(row.name, row.seed) for row in grid.rows()]
+    assert [(row.name, row.seed) for row in grid.chosen_rows()] == planned
+    assert [row.file for row in grid.chosen_rows(["rank-half", "cache"], [4, 0, 4])] == [
+        "cache-seed4.json",
+        "rank-half-seed4.json",
+        "cache-seed0.json",
+        "rank-half-seed0.json",
+    ]
+    assert grid.chosen_rows(["rank-half"], [4])[0].rank == 0.5
+    assert {row.seed for row in grid.chosen_rows(seeds=[2])} == {2}
+    with pytest.raises(SystemExit):
+        run.main([str(tmp_path), "--seeds", "7"])
+    assert "no row is planned with seed 7, but with 0, 1, 2; name the rows that shall" in capsys.readouterr().err
 
 
 def test_unknown_row_is_refused(tmp_path, capsys):

@@ -85,6 +85,22 @@ def test_findings_of_a_file_by_hand_stand_above_the_figures(tmp_path):
         assert page.index("One frozen backbone") < page.index("Little.") < page.index("![Questions")
 
 
+def test_further_seeds_of_a_row_stand_in_its_line_and_are_counted_apart(tmp_path):
+    seeds = [result("rank-half", "fwd2bot", seed, right, rank=0.5) for seed, right in ((0, 0.5), (3, 0.7))]
+    write(tmp_path, *seeds, result("rank-double", "fwd2bot", 0, 0.5, rank=2))
+    found = report.read(tmp_path)
+    assert [(one["name"], one["seed"]) for one in found] == [("rank-half", 0), ("rank-half", 3), ("rank-double", 0)]
+    page = report.report(found, [])
+    assert f"2 of {len(grid.rows())} rows were run, and 1 further seeds of them." in page
+    assert "| rank-half | 4 | 60.0 (50.0 to 70.0) |" in page
+
+
+def test_result_of_a_row_that_the_grid_has_not_is_refused(tmp_path):
+    write(tmp_path, result("fwd2bot", "fwd2bot", 0, 0.5), result("renamed", "fwd2bot", 0, 0.5))
+    with pytest.raises(ValueError, match="results of renamed, which is no row of the grid; take them out"):
+        report.read(tmp_path)
+
+
 def test_report_of_nothing_says_that_nothing_was_run(tmp_path):
     report.main([str(tmp_path), str(tmp_path / "docs")])
     page = (tmp_path / "docs" / "results.md").read_text()

@@ -1,6 +1,7 @@
 """The rows of the comparison, in the order of what they decide, and the methods that they compare."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
@@ -127,3 +128,23 @@ def rows() -> list[Row]:
     named = ("fwd2bot", "pooling-k4", "query_transformer", "uncompressed_lora")
     seeds = [Row(r.name, r.method, r.lengths, seed) for seed in (1, 2) for r in head if r.name in named]
     return [*head, *losses, *more, *seeds, *details]
+
+
+def chosen_rows(names: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> list[Row]:
+    """Rows of the grid, all or those of `names` and `seeds`; where both are given, every name with every seed.
+
+    Raises:
+        ValueError: the grid has no such name, or no row of these seeds.
+    """
+    every = rows()
+    unknown = sorted(set(names or ()) - {row.name for row in every})
+    if unknown:
+        raise ValueError(f"unknown row {', '.join(unknown)}; choose from {', '.join(sorted({r.name for r in every}))}")
+    if names and seeds:
+        first = [row for row in every if row.name in names and row.seed == 0]
+        return [replace(row, seed=seed) for seed in dict.fromkeys(seeds) for row in first]
+    chosen = [row for row in every if row.name in (names or [row.name]) and row.seed in (seeds or [row.seed])]
+    if not chosen:
+        asked, has = (", ".join(map(str, sorted(set(values)))) for values in (seeds, [row.seed for row in every]))
+        raise ValueError(f"no row is planned with seed {asked}, but with {has}; name the rows that shall have it")
+    return chosen

@@ -63,13 +63,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The results of the rows that were run, in the order of the grid.
+    """The results of the rows that were run, in the order of the grid, further seeds of a row behind it.
 
     Raises:
-        ValueError: results of different budgets, which do not compare.
+        ValueError: results of different budgets, which do not compare, or of a row that the grid has not.
     """
-    files = [folder / row.file for row in rows() if (folder / row.file).exists()]
-    found = [_with_means(json.loads(file.read_text())) for file in files]
+    found = [_with_means(json.loads(file.read_text())) for file in sorted(folder.glob("*-seed*.json"))]
+    planned = [(row.name, row.seed) for row in rows()]
+    names = [name for name, _ in planned]
+    unknown = sorted({result["name"] for result in found} - set(names))
+    if unknown:
+        raise ValueError(f"{folder} has results of {', '.join(unknown)}, which is no row of the grid; take them out")
+
+    def place(result: dict[str, Any]) -> tuple[int, int]:
+        row = (result["name"], result["seed"])
+        return planned.index(row) if row in planned else names.index(result["name"]), result["seed"]
+
+    found.sort(key=place)
     for name in BUDGET:
         values = {str(result.get(name)) for result in found}
         if len(values) > 1:
@@ -106,10 +116,13 @@ def report(
         others: the results of further comparisons, by the headings of their sections.
     """
     run = {(result["name"], result["seed"]) for result in found}
-    open_rows = [row for row in rows() if (row.name, row.seed) not in run]
+    planned = rows()
+    open_rows = [row for row in planned if (row.name, row.seed) not in run]
+    done = len(planned) - len(open_rows)
+    further = f", and {len(found) - done} further seeds of them" if len(found) > done else ""
     lines = ["# Comparison with what else could be done with as many tokens", ""]
     lines += ["<!-- written by python -m fwd2bot.training.baselines.report; not to be edited by hand -->", ""]
-    lines += [f"{len(found)} of {len(rows())} rows were run. [evaluation.md](evaluation.md) says how to run them.", ""]
+    lines += [f"{done} of {len(planned)} rows were run{further}. [evaluation.md](evaluation.md) says how.", ""]
     if found:
         lines += [*_about(found[0], found), ""]
     if findings.strip():

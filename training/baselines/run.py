@@ -22,7 +22,7 @@ from ..recipe import Fwd2BotModel, Recipe, load_recipe
 from ..run_checks import MAY_DIFFER, differences, flat, write_whole
 from ..source_recipe import SourcesData
 from ..sources import open_sources
-from .grid import METHODS, Row, rows
+from .grid import METHODS, Row, chosen_rows
 from .judging import judge
 from .row_training import bare_backbone, build, build_trainer
 
@@ -62,9 +62,7 @@ SPLITS = ("validation", "test")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
-    chosen = [
-        row for row in rows() if row.name in (args.rows or [row.name]) and row.seed in (args.seeds or [row.seed])
-    ]
+    chosen = chosen_rows(args.rows, args.seeds)
     if args.list:
         for row in chosen:
             print(f"{'done' if (args.output / row.file).exists() else 'open':<6}{row.file.removesuffix('.json')}")
@@ -205,7 +203,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="stop the training of a row after so many")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these; --list shows all")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", metavar="SEED", help="only these; default: all, which are three of some rows"
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="SEED",
+        help="only these, of named rows any; default: those planned, which are three of some rows",
     )
     parser.add_argument(
         "--test-pictures",
@@ -216,10 +218,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", choices=SPLITS, help=f"of the drawn scenes, default {SPLITS[0]}")
     parser.add_argument("--list", action="store_true", help="show which rows are done and which are open")
     args = parser.parse_intermixed_args(arguments)
-    known = {row.name for row in rows()}
-    unknown = sorted(set(args.rows or ()) - known)
-    if unknown:
-        parser.error(f"unknown row {', '.join(unknown)}; choose from {', '.join(sorted(known))}")
+    try:
+        chosen_rows(args.rows, args.seeds)
+    except ValueError as error:
+        parser.error(str(error))
     for name in ("steps", "test_pictures"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
