@@ -197,10 +197,12 @@ def recipe_file(recipe, tmp_path):
 def test_grid_goes_on_where_it_was_and_refuses_another_budget(backbone, recipe_file, tmp_path, capsys):
     folder = tmp_path / "results"
     command(folder, backbone, recipe_file, "--list")
-    assert capsys.readouterr().out.splitlines() == [
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
         "open  uncompressed-seed0",
         *(f"open  pooling-k4-seed{seed}" for seed in (0, 1, 2)),
     ]
+    assert "results is not there yet, so no row is done" in said.err
     command(folder, backbone, recipe_file, "--list", "--seeds", "2")
     assert capsys.readouterr().out == "open  uncompressed-seed2\nopen  pooling-k4-seed2\n"
     command(folder, backbone, recipe_file)

@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     chosen = chosen_rows(args.rows, args.seeds)
     if args.list:
+        if not args.output.is_dir():
+            print(f"{args.output} is not there yet, so no row is done", file=sys.stderr)
         for row in chosen:
             print(f"{'done' if (args.output / row.file).exists() else 'open':<6}{row.file.removesuffix('.json')}")
         return
