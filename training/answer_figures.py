@@ -34,7 +34,8 @@ def answer_figures(given: Sequence[str], asked: Sequence[Asked]) -> dict:
     - `exact_match`: the answer equals the expected one but for case, white space around it and final punctuation.
     - `vqa_accuracy`, if every question has several annotators' answers: see `vqa_accuracy`.
     - `yes_no`, if all expected answers are yes or no, or all are true or false: see `yes_no_figures`.
-    - `consistency`, if questions have groups: share of the groups all of whose questions are answered right (NLVR).
+    - `consistency`, if questions have groups: share of the groups all of whose questions are answered right (NLVR);
+      yes or no, and true or false, by the first word, as for `yes_no`.
     - `by_category`: all of these for each category by itself.
 
     Raises:
@@ -51,6 +52,7 @@ def answer_figures(given: Sequence[str], asked: Sequence[Asked]) -> dict:
     sides = next((sides for sides in TWO_SIDED if expected == set(sides)), None)
     if sides is not None:
         figures["yes_no"] = yes_no_figures(given, [question.expected for question in asked], sides)
+        right = [_first_word(one) == normalised(question.expected) for one, question in zip(given, asked, strict=True)]
     groups = defaultdict(list)
     for one, question in zip(right, asked, strict=True):
         if question.group is not None:
@@ -105,7 +107,7 @@ def yes_no_figures(
 
     Source: POPE, Li et al., EMNLP 2023 (arXiv 2305.10355).
     """
-    said = [next(iter(normalised(one).replace(",", " ").replace(".", " ").split()), "") for one in given]
+    said = [_first_word(one) for one in given]
     truth = [normalised(one) for one in expected]
     yes, no = sides
     hits = sum(one == true == yes for one, true in zip(said, truth, strict=True))
@@ -118,3 +120,7 @@ def yes_no_figures(
         "yes_share": said.count(yes) / len(said),
         "neither": sum(one not in (yes, no) for one in said) / len(said),
     }
+
+
+def _first_word(answer: str) -> str:
+    return next(iter(normalised(answer).replace(",", " ").replace(".", " ").split()), "")

@@ -18,6 +18,7 @@ from fwd2bot.configuration_fwd2bot import check_num_summary_tokens
 from fwd2bot.pictures_fwd2bot import load_image
 
 from .answering import slices, uncompressed_inputs
+from .recipe import check_dtype
 
 try:
     from lmms_eval.api.model import lmms
@@ -35,11 +36,11 @@ class Fwd2BotLmms(lmms):
         pretrained: folder or Hub id of a Fwd2Bot. revision: of a Hub id.
         num_summary_tokens: length k, default the configured one.
         uncompressed: answer by the bare backbone on all image tokens instead.
-        device: default: CUDA if there is one. dtype: of the weights, such as "bfloat16".
+        device: default: CUDA if there is one. dtype: of the weights, "float32", "bfloat16" or "float16".
         batch_size: prompts at once.
 
     Raises:
-        ValueError: a length that the model does not have.
+        ValueError: a length that the model does not have, another dtype, or a batch size that is no whole number.
     """
 
     is_simple = True
@@ -62,12 +63,12 @@ class Fwd2BotLmms(lmms):
             device = accelerator.device
         revision = revision or "main"
         self.model = Fwd2BotForConditionalGeneration.from_pretrained(
-            pretrained, revision=revision, dtype=getattr(torch, dtype)
+            pretrained, revision=revision, dtype=getattr(torch, check_dtype(dtype))
         )
         self.model.eval().to(device)
         self.processor = Fwd2BotProcessor.from_pretrained(pretrained, revision=revision)
         self.num_summary_tokens = check_num_summary_tokens(num_summary_tokens, self.model.config)
-        self.uncompressed, self.batch_size = uncompressed, int(batch_size)
+        self.uncompressed, self.batch_size = uncompressed, _number(batch_size)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """The answers in the order of the requests."""
@@ -124,6 +125,13 @@ class Fwd2BotLmms(lmms):
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
         raise NotImplementedError("Fwd2Bot has no tasks of several rounds here; choose those of one answer.")
+
+
+def _number(batch_size: int | str) -> int:
+    """lmms-eval hands on what its command line was given, "auto" as well."""
+    if not str(batch_size).isdecimal() or int(batch_size) < 1:
+        raise ValueError(f"batch_size must be a whole number from 1 on, got {batch_size!r}; there is no automatic one")
+    return int(batch_size)
 
 
 def messages(context: str, images: int) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 from fwd2bot.configuration_fwd2bot import check_num_summary_tokens
 
 from .provenance import weights_hash
+from .recipe import check_dtype
 
 try:
     from mteb.models.abs_encoder import AbsEncoder
@@ -35,10 +36,10 @@ class Fwd2BotEncoder(AbsEncoder):
         model_name: folder or Hub id of a Fwd2Bot. revision: of a Hub id.
         device: default: CUDA if there is one.
         num_summary_tokens: length k, default the configured one. Results of each k are kept apart by mteb.
-        dtype: of the weights, such as "bfloat16".
+        dtype: of the weights, "float32", "bfloat16" or "float16". Results of each are kept apart, too.
 
     Raises:
-        ValueError: a length that the model does not have.
+        ValueError: a length that the model does not have, or another dtype.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Fwd2BotEncoder(AbsEncoder):
     ):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = Fwd2BotForConditionalGeneration.from_pretrained(
-            model_name, revision=revision or "main", dtype=getattr(torch, dtype), **kwargs
+            model_name, revision=revision or "main", dtype=getattr(torch, check_dtype(dtype)), **kwargs
         )
         self.model.eval().to(device)
         self.processor = Fwd2BotProcessor.from_pretrained(model_name, revision=revision or "main")
@@ -91,15 +92,19 @@ class Fwd2BotEncoder(AbsEncoder):
 
 
 def model_meta(model_name: str, revision: str | None, model: Any, num_summary_tokens: int) -> ModelMeta:
-    """What mteb keeps beside the results; of a folder its weights' hash stands as the revision."""
+    """What mteb keeps beside the results.
+
+    As the revision stands the hash of a folder's weights, or the commit of a Hub id, so that mteb takes no result of
+    earlier weights for theirs.
+    """
     is_folder = Path(model_name).is_dir()
     name = f"fwd2bot/{Path(model_name).resolve().name}" if is_folder else model_name
-    parameters = model.num_parameters()
+    parameters, commit = model.num_parameters(), getattr(model.config, "_commit_hash", None)
     return ModelMeta.create_empty().model_copy(
         update={
             "loader": Fwd2BotEncoder,
             "name": name,
-            "revision": weights_hash(Path(model_name)) if is_folder else revision or "main",
+            "revision": weights_hash(Path(model_name)) if is_folder else commit or revision or "main",
             "n_parameters": parameters,
             "memory_usage_mb": parameters * model.dtype.itemsize / 2**20,
             "embed_dim": model.summary_projector.out_features,
@@ -108,6 +113,9 @@ def model_meta(model_name: str, revision: str | None, model: Any, num_summary_to
             "similarity_fn_name": ScoringFunction.COSINE,
             "use_instructions": False,
             "modalities": ["image", "text"],
-            "experiment_kwargs": {"num_summary_tokens": num_summary_tokens},
+            "experiment_kwargs": {
+                "num_summary_tokens": num_summary_tokens,
+                "dtype": str(model.dtype).removeprefix("torch."),
+            },
         }
     )

@@ -52,6 +52,13 @@ QUANTIZATIONS = ("4bit", "8bit")
 ROLES = ("adapters", "queries", "projector", "logit_scale", "connector")  # that have a learning rate of their own
 
 
+def check_dtype(name: str) -> str:
+    """`name`, if it is one of DTYPES."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    return name
+
+
 @dataclass
 class Fwd2BotModel:
     """The backbone to wrap, and what is put around it."""

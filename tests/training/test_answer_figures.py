@@ -82,6 +82,14 @@ def test_a_group_counts_only_when_all_of_it_is_right():
     assert "vqa_accuracy" not in figures and "by_category" not in figures
 
 
+def test_true_and_false_count_by_the_first_word_in_accuracy_and_in_groups_alike():
+    asked = [Asked("true", group="a"), Asked("false", group="a")]
+    figures = answer_figures(["True, they are", "false"], asked)
+    assert figures["yes_no"]["accuracy"] == figures["consistency"] == 1.0 and figures["exact_match"] == 0.5
+    asked = [Asked("two", group="a"), Asked("red", group="a")]
+    assert answer_figures(["two, I think", "red"], asked)["consistency"] == 0.0
+
+
 def test_figures_of_a_category_are_those_of_its_rows():
     asked = [Asked("red", ["red"] * 9 + ["pink"], category="colour"), Asked("2", ["2"] * 10, category="count")]
     figures = answer_figures(["pink", "two"], asked)

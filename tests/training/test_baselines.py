@@ -8,9 +8,9 @@ import tiny
 import torch
 from baseline_models import made
 from tiny_recipes import BACKBONE, DATA, TRAINING
-from transformers import LlamaConfig
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaForConditionalGeneration
 
-from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor, Fwd2BotSummary
+from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 from fwd2bot.training.answering import image_tokens
 from fwd2bot.training.backbone import build_backbone, build_processor
 from fwd2bot.training.baselines import grid, row_training, run
@@ -22,8 +22,10 @@ from fwd2bot.training.baselines.token_models import (
     AveragePooling,
     QueryTransformer,
     TokenMerging,
+    _places,
+    _Resampler,
 )
-from fwd2bot.training.recipe import BackboneModel, load_recipe
+from fwd2bot.training.recipe import BackboneModel, OptimizerRecipe, load_recipe
 from fwd2bot.training.scenes import corpus
 from fwd2bot.training.tokenizer import train_tokenizer
 
@@ -64,19 +66,42 @@ def test_pooling_takes_the_mean_of_each_rectangle():
     assert AveragePooling.reduce(None, tokens, 2, None).flatten().tolist() == [6.5, 8.5]
 
 
-def test_pruning_keeps_the_most_attended_tokens_best_first():
-    tokens, scores = torch.arange(4.0).view(1, 4, 1), torch.tensor([[0.1, 0.6, 0.1, 0.3]])
-    assert AttentionPruning.reduce(None, tokens, 2, scores).flatten().tolist() == [1.0, 3.0]
+def test_pruning_keeps_the_most_attended_tokens_in_the_order_of_the_image():
+    tokens, scores = torch.arange(4.0).view(1, 4, 1), torch.tensor([[0.3, 0.1, 0.1, 0.6]])
+    assert AttentionPruning.reduce(None, tokens, 2, scores).flatten().tolist() == [0.0, 3.0]
 
 
-def test_scores_of_pruning_are_the_attention_that_each_token_receives():
+@pytest.mark.parametrize("layer", [-1, -2, 1])
+@pytest.mark.parametrize("strategy", ["full", "default"])
+def test_scores_of_pruning_are_the_attention_that_each_kept_token_receives(strategy, layer):
+    """Layer 0 of the two layers has attention to (and from) the first token alone, layer 1 to the second."""
     model = made(AttentionPruning)
+    model.config.backbone_config.vision_feature_select_strategy = strategy
+    model.config.backbone_config.vision_feature_layer = layer
+    attentions = []
+    for token in range(2):
+        attention = torch.full((1, 3, 5, 5), 0.1)  # (N, heads, readers, tokens)
+        attention[:, :, :, token + 1] = 0.6
+        attention[:, :, 0] = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4]).roll(token)  # the class token's, if there is one
+        attentions.append(attention)
+    seen = 1 if layer == -1 else 0
+    expected = attentions[seen][:, 0].mean(1) if strategy == "full" else attentions[seen][:, 0, 0, 1:]
+    assert torch.allclose(model._scores(attentions), expected)
+
+
+def test_pruning_on_a_tower_with_a_class_token_scores_the_tokens_that_are_left():
+    plain = tiny.tiny_backbone().config
+    sizes = {name: getattr(plain.vision_config, name) for name in ("image_size", "patch_size", "num_attention_heads")}
+    plain.vision_config = CLIPVisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, **sizes)
+    plain.vision_feature_select_strategy, plain.vision_feature_layer = "default", -2
+    backbone = LlavaForConditionalGeneration(plain).eval()
+    model = AttentionPruning.from_backbone(backbone, num_summary_tokens=4, lora_rank=4).eval()
     model.set_attn_implementation("eager")
     seen = []
-    model.reduce = lambda tokens, k, scores: seen.append(scores) or tokens[:, :k]
+    model.reduce = lambda tokens, k, scores: seen.append((tokens.shape[:2], scores)) or tokens[:, :k]
     model.compress(**tiny.tiny_processor().process_images(tiny.pictures(2)))
-    assert seen[0].shape == (2, 16)
-    assert torch.allclose(seen[0].sum(1), torch.ones(2), atol=1e-5)
+    shape, scores = seen[0]
+    assert shape == scores.shape and (scores > 0).all() and (scores.sum(1) < 1).all()  # the class token's own is out
 
 
 def test_merging_makes_equal_tokens_one_and_keeps_the_weighted_mean():
@@ -90,7 +115,24 @@ def test_merging_makes_equal_tokens_one_and_keeps_the_weighted_mean():
     assert TokenMerging.reduce(None, drawn, 5, None).shape == (2, 5, 8)
 
 
-@pytest.mark.parametrize("cls", [AttentionPruning, QueryTransformer, CacheCompression, SingleForward])
+def test_query_transformer_begins_with_means_of_image_tokens_weighted_by_each_query_in_its_own_way():
+    torch.manual_seed(0)
+    reducer = _Resampler(16, 64, 32, 4)
+    one_hot = torch.eye(64, 32)[None]  # token t is the unit vector t, as far as there are any
+    read = reducer(one_hot, 16)[0]  # (k, d): heads share the width, so each number is the weight of its token
+    assert (read >= 0).all() and (read < 1).all()
+    spread = (read / read.mean(1, keepdim=True)).std(1)
+    assert (spread > 0.1).all()  # even weights have 0
+    assert (torch.pdist(read) > 0.01).all()
+
+
+def test_places_of_the_query_transformer_tell_every_token_apart():
+    for count in (16, 64, 144, 10):  # squares, and a line
+        distances = torch.pdist(_places(count, 32))
+        assert _places(count, 32).shape == (count, 32) and distances.min() > 0.3
+
+
+@pytest.mark.parametrize("cls", [QueryTransformer, CacheCompression, SingleForward])
 def test_first_tokens_of_an_elastic_baseline_are_its_shorter_summary(cls):
     model = made(cls)
     model.set_attn_implementation("eager")
@@ -133,9 +175,8 @@ def test_cache_model_sees_the_picture_through_its_tokens_alone():
     inputs = processor(text=tiny.prompts(processor, ["What?"] * 2))
     logits, _ = model._generate_pass(summary, inputs["input_ids"], inputs["attention_mask"], None, None)
     assert not torch.allclose(logits[0], logits[1], atol=1e-4)
-    blank = Fwd2BotSummary(torch.zeros_like(summary.tokens))
-    logits, _ = model._generate_pass(blank, inputs["input_ids"], inputs["attention_mask"], None, None)
-    assert torch.allclose(logits[0], logits[1], atol=1e-6)
+    swapped, _ = model._generate_pass(summary[[1, 0]], inputs["input_ids"], inputs["attention_mask"], None, None)
+    assert torch.allclose(swapped, logits[[1, 0]], atol=1e-6)  # of a row's own picture, and of nothing else
 
 
 def test_segments_of_a_packed_row_are_read_as_if_alone():
@@ -310,6 +351,16 @@ def test_named_rows_have_any_seed_and_others_those_planned(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run.main([str(tmp_path), "--seeds", "7"])
     assert "no row is planned with seed 7, but with 0, 1, 2; name the rows that shall" in capsys.readouterr().err
+
+
+def test_row_has_its_own_share_of_all_learning_rates(backbone, recipe):
+    recipe = dataclasses.replace(
+        recipe, optimizer=OptimizerRecipe("muon", 0.01, 0.02, learning_rates={"adapters": 0.03})
+    )
+    row = Row("tried", "query_transformer", [1, 4], rate=0.1)
+    trainer = row_training.build_trainer(row, recipe, *row_training.build(row, recipe, backbone), OPTIONS)
+    rates = {group["group"]: group["lr"] for group in trainer.create_optimizer().param_groups}
+    assert rates == pytest.approx({"rest": 0.001, "matrices": 0.002, "adapters_matrices": 0.003})
 
 
 def test_unknown_row_is_refused(tmp_path, capsys):

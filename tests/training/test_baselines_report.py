@@ -1,6 +1,8 @@
 """The page of the comparison: what is made of its JSON files."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +15,15 @@ def result(name, method, seed, right, lengths=(4,), **more):
     setting = "uncompressed" if not lengths else "k=4"
     answers = {"all": right, "background": 1.0, "count": 0.25, "place": 0.5}
     figures = {setting: {"answers": answers, "presence": {"adversarial": {"f1": 0.5}}}, "cost": {setting: cost}}
-    values = {"name": name, "method": method, "seed": seed, "config": {}, "rank": 1.0, "about": "what it is"}
+    values = {
+        "name": name,
+        "method": method,
+        "seed": seed,
+        "config": {},
+        "rank": 1.0,
+        "rate": 1.0,
+        "about": "what it is",
+    }
     values |= {"lengths": list(lengths)}
     values |= {
         "backbone_sha256": "ab" * 32,
@@ -49,9 +59,9 @@ def test_report_has_mean_and_range_of_seeds_costs_plots_and_what_was_not_run(tmp
     report.main([str(folder), str(tmp_path / "docs")])
     page = (tmp_path / "docs" / "results.md").read_text()
     assert "| pooling | 4 | 60.0 (50.0 to 70.0) | 37.5 (37.5 to 37.5) | 50.0 (50.0 to 50.0) |" in page
-    assert "| 1,536 | 9,216 | 3 |" in page and "| uncompressed | 4 | 80.0 |" in page
+    assert "| 1,536 | 4,608 | 3 |" in page and "| uncompressed | 4 | 80.0 |" in page
     assert f"4 of {len(grid.rows())} rows were run" in page
-    assert "- fwd2bot (seed 0, 1, 2): as shipped" in page and "- pooling-k4" not in page
+    assert "- fwd2bot (seed 0, 1, 2): as shipped" in page and "- pooling-k4 (" not in page
     assert "2.00 to 1.25" in page and "Command, folders by their last name: `python --steps 10`" in page
     for name in ("results-tokens.png", "results-bytes.png"):
         assert f"({name})" in page and (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
@@ -63,8 +73,11 @@ def test_table_has_a_line_for_each_length_and_ablations_apart(tmp_path):
     several["figures"]["k=16"] = {"answers": {"all": 0.75}}
     several["figures"]["cost"]["k=16"] = cost
     changed = result("rank-half", "fwd2bot", 0, 0.4, rank=0.5)
-    page = report.report([several, changed, result("pooling-k4", "pooling", 0, 0.3)], [])
+    slowed = result("pooling-k4-rate0.3", "pooling", 0, 0.2, rate=0.3)
+    page = report.report([several, changed, result("pooling-k4", "pooling", 0, 0.3), slowed], {})
     methods, ablations = page.split("## Methods")[1].split("## Fwd2Bot with one thing changed")
+    methods, rates = methods.split("## With lower learning rates")
+    assert "| pooling-k4-rate0.3 | 4 | 20.0 |" in rates and "| what it is | learning rates x0.3 |" in page
     lines = [line for line in methods.splitlines() if line.startswith("| ")][2:]
     assert [line.split(" | ")[:3] for line in lines] == [
         ["| fwd2bot", "4", "50.0"],
@@ -90,9 +103,38 @@ def test_further_seeds_of_a_row_stand_in_its_line_and_are_counted_apart(tmp_path
     write(tmp_path, *seeds, result("rank-double", "fwd2bot", 0, 0.5, rank=2))
     found = report.read(tmp_path)
     assert [(one["name"], one["seed"]) for one in found] == [("rank-half", 0), ("rank-half", 3), ("rank-double", 0)]
-    page = report.report(found, [])
+    page = report.report(found, {})
     assert f"2 of {len(grid.rows())} rows were run, and 1 further seeds of them." in page
     assert "| rank-half | 4 | 60.0 (50.0 to 70.0) |" in page
+
+
+def test_further_comparison_has_its_own_plot_against_tokens(tmp_path):
+    folder = write(tmp_path / "results", result("fwd2bot", "fwd2bot", 0, 0.5))
+    write(folder / "long", result("fwd2bot", "fwd2bot", 0, 0.7, steps=20))
+    report.main([str(folder), str(tmp_path / "docs")])
+    main, apart = (tmp_path / "docs" / "results.md").read_text().split("## Apart: long")
+    assert "(results-long-tokens.png)" in apart and "long" not in main
+    assert {file.name for file in (tmp_path / "docs").glob("*.png")} == {
+        "results-tokens.png",
+        "results-bytes.png",
+        "results-long-tokens.png",
+    }
+
+
+def test_page_in_docs_is_what_the_results_and_the_findings_give(tmp_path):
+    root = Path(__file__).parents[2]
+    shutil.copy(root / "docs" / "results-findings.md", tmp_path)
+    report.main([str(root / "benchmarks" / "comparison"), str(tmp_path)])
+    assert (tmp_path / "results.md").read_text() == (root / "docs" / "results.md").read_text()
+    assert {file.name for file in tmp_path.glob("*.png")} == {file.name for file in root.glob("docs/results*.png")}
+
+
+def test_file_that_is_no_result_is_named(tmp_path):
+    write(tmp_path, result("fwd2bot", "fwd2bot", 0, 0.5))
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "cache-seed0.json").write_text(text)
+        with pytest.raises(SystemExit, match="error: .*cache-seed0.json is no result of a row .*run its row again"):
+            report.main([str(tmp_path), str(tmp_path / "docs")])
 
 
 def test_result_of_a_row_that_the_grid_has_not_is_refused(tmp_path):
@@ -156,6 +198,7 @@ def test_folder_of_results_is_another_comparison_with_the_figures_of_its_data_se
     report.main([str(folder), str(tmp_path / "docs")])
     main, apart = (tmp_path / "docs" / "results.md").read_text().split("## Apart: real data")
     assert f"1 of {len(grid.rows())} rows were run" in main and "photos" not in main and "nothing yet" not in apart
+    assert apart.rstrip().endswith("The other rows of the grid were not run here.")
     assert "10 steps of 2 samples of data sets (photos 75%, rooms 25%)" in apart and "None" not in apart
     assert "(photos: 500 rows, 500 pictures, 2,500 captions; rooms: 858 rows, 92 pictures; CIDEr times 100)" in apart
     header, _, first, second = [line for line in apart.splitlines() if line.startswith("|")][:4]

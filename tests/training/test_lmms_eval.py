@@ -122,3 +122,16 @@ def test_answer_ends_where_the_task_says():
 def test_a_length_that_the_model_does_not_have_is_refused(checkpoint):
     with pytest.raises(ValueError, match="num_summary_tokens"):
         Fwd2BotLmms(str(checkpoint), num_summary_tokens=9, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"dtype": "fp16"}, "dtype must be one of float32, bfloat16, float16, got 'fp16'"),
+        ({"batch_size": "auto"}, "batch_size must be a whole number from 1 on, got 'auto'"),
+        ({"batch_size": 0}, "got 0"),
+    ],
+)
+def test_a_dtype_or_batch_size_that_there_is_not_is_refused(checkpoint, given, named):
+    with pytest.raises(ValueError, match=named):
+        Fwd2BotLmms(str(checkpoint), device="cpu", **given)

@@ -12,7 +12,7 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval  # noqa: E402
 from mteb.abstasks.task_metadata import TaskMetadata  # noqa: E402
 
 from fwd2bot.training.metrics import recall_at_k  # noqa: E402
-from fwd2bot.training.mteb_model import Fwd2BotEncoder  # noqa: E402
+from fwd2bot.training.mteb_model import Fwd2BotEncoder, model_meta  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 CAPTIONS = ["a red dog", "two cats in a row", "no", "a boat", "seven tall trees", "an owl"]
@@ -47,6 +47,20 @@ class Captions(AbsTaskRetrieval):
         texts = Dataset.from_dict({"id": ids, "text": CAPTIONS})
         relevant = {one: {one: 1} for one in ids}
         split = {"queries": texts, "corpus": with_pictures({"id": ids}), "relevant_docs": relevant, "top_ranked": None}
+        self.dataset = {"default": {"test": split}}
+        self.data_loaded = True
+
+
+class Pictures(AbsTaskRetrieval):
+    """Each of six pictures looks for its caption."""
+
+    metadata = metadata("LocalCaptionsI2T", "Any2AnyRetrieval", "i2t", "ndcg_at_10")
+
+    def load_data(self, **kwargs):
+        ids = [str(number) for number in range(len(CAPTIONS))]
+        texts = Dataset.from_dict({"id": ids, "text": CAPTIONS})
+        relevant = {one: {one: 1} for one in ids}
+        split = {"queries": with_pictures({"id": ids}), "corpus": texts, "relevant_docs": relevant, "top_ranked": None}
         self.dataset = {"default": {"test": split}}
         self.data_loaded = True
 
@@ -89,10 +103,11 @@ def run(encoder, task, size):
     return results.task_results[0].scores["test"][0]
 
 
-@pytest.mark.parametrize("batch_size", [2, 6])
-def test_retrieval_of_mteb_finds_what_the_embeddings_find(encoder, batch_size):
-    found = run(encoder, Captions(), batch_size)
-    own = recall_at_k(scores(encoder, 2), torch.eye(6, dtype=torch.bool), (1, 5))
+@pytest.mark.parametrize(("task", "batch_size"), [(Captions, 2), (Captions, 6), (Pictures, 4)])
+def test_retrieval_of_mteb_finds_what_the_embeddings_find(encoder, task, batch_size):
+    found = run(encoder, task(), batch_size)
+    ours = scores(encoder, 2)
+    own = recall_at_k(ours if task is Captions else ours.T, torch.eye(6, dtype=torch.bool), (1, 5))
     assert found["recall_at_1"] == pytest.approx(own["recall@1"], abs=1e-5)
     assert found["recall_at_5"] == pytest.approx(own["recall@5"], abs=1e-5)
 
@@ -126,3 +141,16 @@ def test_a_row_of_both_is_the_sum_and_one_of_neither_is_refused(encoder):
 def test_a_length_that_the_model_does_not_have_is_refused(checkpoint):
     with pytest.raises(ValueError, match="num_summary_tokens"):
         Fwd2BotEncoder(str(checkpoint), num_summary_tokens=9, device="cpu")
+
+
+def test_a_dtype_that_there_is_not_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, got 'fp16'"):
+        Fwd2BotEncoder(str(checkpoint), dtype="fp16", device="cpu")
+
+
+def test_results_of_each_dtype_and_of_each_commit_of_a_hub_id_are_kept_apart(checkpoint, encoder):
+    half = Fwd2BotEncoder(str(checkpoint), num_summary_tokens=2, dtype="bfloat16", device="cpu").mteb_model_meta
+    assert half.experiment_name != encoder.mteb_model_meta.experiment_name
+    model = tiny.tiny_fwd2bot()
+    model.config._commit_hash = "0123abcd"  # as transformers notes it of what it loads from the Hub
+    assert model_meta("owner/name", "main", model, 2).revision == "0123abcd"

@@ -1,5 +1,6 @@
 """Ablations of the comparison: each changes the one thing that it names."""
 
+import pytest
 import tiny
 import torch
 from baseline_models import made
@@ -12,9 +13,14 @@ from fwd2bot.training.baselines.cache_model import SingleForward
 from fwd2bot.training.baselines.variants import (
     AttentionPooling,
     BeforeNorm,
+    FullFineTuning,
     LastPooling,
+    MlpProjector,
+    NoAdapters,
+    NoProjector,
     NormProjector,
     PromptFirstProcessor,
+    SharedAdapter,
 )
 
 
@@ -125,3 +131,65 @@ def test_single_forward_embeds_pictures_and_texts_by_what_the_queries_give_at_th
     assert torch.allclose(
         model.embed(summary=texts, num_summary_tokens=2), F.normalize(texts[:, :2].mean(1), dim=-1), atol=1e-6
     )
+
+
+def passes(model):
+    """The summary of two pictures, and what an answer reads of one."""
+    processor = tiny.tiny_processor()
+    summary = model.compress(**processor.process_images(tiny.pictures(2)))
+    inputs = processor(text=tiny.prompts(processor, ["What?"] * 2))
+    with torch.no_grad():
+        logits, _ = model._generate_pass(summary, inputs["input_ids"], inputs["attention_mask"], None, None)
+    return summary.tokens, logits
+
+
+def moved(model, part):
+    """Which of the two passes change when the parameters with `part` in their names do."""
+    tokens, logits = passes(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if part in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    new_tokens, new_logits = passes(model)
+    return not torch.equal(new_tokens, tokens), not torch.equal(new_logits, logits)
+
+
+def test_one_shared_adapter_serves_both_passes_and_the_other_none():
+    assert moved(made(SharedAdapter), ".generate.") == (True, True)
+    assert moved(made(SharedAdapter), ".compress.") == (False, False)
+    assert moved(made(Fwd2BotForConditionalGeneration), ".generate.") == (False, True)  # as shipped
+
+
+@pytest.mark.parametrize("stage", [".compress.", ".generate."])
+def test_without_adapters_none_is_read_in_the_compress_pass_and_none_trains(stage):
+    assert moved(made(NoAdapters), stage)[0] is False
+    names = set(made(NoAdapters).trained_parameters())
+    assert names and not any(".lora_" in name for name in names)
+
+
+def test_full_fine_tuning_trains_the_weights_of_the_language_model_and_nothing_of_the_vision_tower():
+    model = made(FullFineTuning)
+    names = set(model.trained_parameters())
+    decoder = {id(value) for name, value in model.get_decoder().named_parameters() if ".lora_" not in name}
+    assert decoder <= {id(value) for value in model.trained_parameters().values()}
+    assert not any("vision" in name or ".lora_" in name for name in names)
+
+
+def test_no_projector_gives_the_last_hidden_states_themselves():
+    model = made(NoProjector)
+    seen = []
+    model.summary_projector.register_forward_hook(lambda layer, given, output: seen.append((given[0], output)))
+    tokens, _ = passes(model)
+    assert torch.equal(*seen[0]) and torch.equal(seen[0][1], tokens)
+    assert not any(name.startswith("summary_projector") for name in model.trained_parameters())
+
+
+def test_mlp_beside_the_projector_adds_nothing_at_first_and_something_when_it_has_learnt():
+    plain, model = made(Fwd2BotForConditionalGeneration), made(MlpProjector)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # all but the MLP is that of the plain one
+            if name in (own := dict(plain.named_parameters())):
+                parameter.copy_(own[name])
+    assert torch.equal(passes(model)[0], passes(plain)[0])
+    assert {"summary_projector.hidden.weight", "summary_projector.out.weight"} <= set(model.trained_parameters())
+    assert moved(model, "summary_projector.out.") == (True, True)

@@ -83,7 +83,7 @@ class Row:
     Args:
         name: of its result. method: of `METHODS`.
         lengths: k, several for one elastic training, none for all image tokens.
-        config: fields of `Fwd2BotConfig`. rank: times the recipe's LoRA rank.
+        config: fields of `Fwd2BotConfig`. rank: times the recipe's LoRA rank. rate: times its learning rates.
     """
 
     name: str
@@ -92,6 +92,7 @@ class Row:
     seed: int = 0
     config: dict[str, Any] = field(default_factory=dict)
     rank: float = 1.0
+    rate: float = 1.0
 
     @property
     def file(self) -> str:
@@ -99,11 +100,11 @@ class Row:
 
 
 def rows() -> list[Row]:
-    """All rows: what the claim rests on first, then its seeds, then what it is made of."""
+    """All rows: what the claim rests on first, lower learning rates of it, what it is made of, its seeds, details."""
     head = [Row("fwd2bot", "fwd2bot"), Row(BARE, BARE, [])]
     head += [Row("pooling-k4", "pooling", [4]), Row("query_transformer", "query_transformer")]
-    head += [Row("uncompressed_lora", "uncompressed_lora", []), Row("pruning", "pruning"), Row("cache", "cache")]
-    head += [Row("merging-k4", "merging", [4])]
+    head += [Row("uncompressed_lora", "uncompressed_lora", []), Row("pruning-k4", "pruning", [4])]
+    head += [Row("cache", "cache"), Row("merging-k4", "merging", [4])]
     losses = [
         Row("autoregressive_only", "fwd2bot", config={"contrastive_loss_weight": 0.0}),
         Row("contrastive_only", "fwd2bot", config={"autoregressive_loss_weight": 0.0}),
@@ -114,7 +115,7 @@ def rows() -> list[Row]:
     ]
     built = ("single_forward", "before_norm", "prompt_first", "last_pooling", "attention_pooling", "norm_projector")
     losses += [Row(name, name) for name in built]
-    more = [Row(f"{name}-k{k}", name, [k]) for k in (1, 16, 2, 8) for name in ("pooling", "merging")]
+    more = [Row(f"{name}-k{k}", name, [k]) for k in (1, 16, 2, 8) for name in ("pooling", "merging", "pruning")]
     details = [
         *(Row(f"contrastive_weight-{w:g}", "fwd2bot", config={"contrastive_loss_weight": w}) for w in (0.03, 1.0)),
         Row("no_projector", "no_projector"),
@@ -127,7 +128,9 @@ def rows() -> list[Row]:
     ]
     named = ("fwd2bot", "pooling-k4", "query_transformer", "uncompressed_lora")
     seeds = [Row(r.name, r.method, r.lengths, seed) for seed in (1, 2) for r in head if r.name in named]
-    return [*head, *losses, *more, *seeds, *details]
+    rates = [Row(f"{r.name}-rate0.3", r.method, r.lengths, rate=0.3) for r in head if r.method != BARE]
+    rates += [Row("uncompressed_lora-rate0.1", "uncompressed_lora", [], rate=0.1)]
+    return [*head, *rates, *losses, *more, *seeds, *details]
 
 
 def chosen_rows(names: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> list[Row]:

@@ -14,6 +14,8 @@ from ..source_recipe import SourcesData
 from ..sources import open_sources
 from .grid import METHODS, Row
 
+PRESENCE = 100  # pictures that are asked about what they do not show, twelve to eighteen questions each
+
 
 def judge(row: Row, recipe: Recipe, model: Any, processor: Any, options: dict[str, Any]) -> dict[str, Any]:
     """The figures of a row, for each setting ("uncompressed" or "k=..."), and under "cost" what each costs.
@@ -34,7 +36,7 @@ def judge(row: Row, recipe: Recipe, model: Any, processor: Any, options: dict[st
         questions=5,
         retrieval=options["test_pictures"] if method.embeds else 0,
         several=0,
-        presence=min(100, options["test_pictures"]),
+        presence=min(PRESENCE, options["test_pictures"]),
         lengths=lengths or None,
         shapes_only=recipe.data.shapes_only,
         uncompressed=method.model is None,

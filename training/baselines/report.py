@@ -11,6 +11,7 @@ import dataclasses
 import json
 import re
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..run_checks import differences
 from ..source_evaluation import counted
 from ..tables import table
 from .grid import BARE, METHODS, Row, rows
+from .judging import PRESENCE
 from .run import BUDGET
 
 # What stands in the table: the heading, and where the figure is among those of a setting.
@@ -52,13 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not args.results.is_dir():
         parser.error(f"{args.results} is no folder; give the one that baselines.run wrote its results into")
-    found = read(args.results)
-    others = {folder.name: read(folder) for folder in sorted(args.results.iterdir()) if folder.is_dir()}
+    try:
+        found = read(args.results)
+        others = {folder.name: read(folder) for folder in sorted(args.results.iterdir()) if folder.is_dir()}
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     args.docs.mkdir(parents=True, exist_ok=True)
-    plots = plot(found, args.docs)
+    others = {name: results for name, results in others.items() if results}
+    plots = {"": plot(found, args.docs)}
+    plots |= {name: plot(results, args.docs, name) for name, results in others.items()}
     findings = args.docs / FINDINGS
     said = findings.read_text(encoding="utf-8") if findings.exists() else ""
-    page = report(found, plots, said, {name: results for name, results in others.items() if results})
+    page = report(found, plots, said, others)
     (args.docs / "results.md").write_text(page, encoding="utf-8")
 
 
@@ -66,9 +73,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """The results of the rows that were run, in the order of the grid, further seeds of a row behind it.
 
     Raises:
-        ValueError: results of different budgets, which do not compare, or of a row that the grid has not.
+        ValueError: results of different budgets, which do not compare, or of a row that the grid has not; or a
+            file that is no result.
     """
-    found = [_with_means(json.loads(file.read_text())) for file in sorted(folder.glob("*-seed*.json"))]
+    found = [_with_means(_read(file)) for file in sorted(folder.glob("*-seed*.json"))]
     planned = [(row.name, row.seed) for row in rows()]
     names = [name for name, _ in planned]
     unknown = sorted({result["name"] for result in found} - set(names))
@@ -94,6 +102,14 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(file.read_text())
+        return {"rate": 1.0, **result, "name": result["name"], "figures": result["figures"]}
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} is no result of a row ({error!r}); take it out, or run its row again") from error
+
+
 def _with_means(result: dict[str, Any]) -> dict[str, Any]:
     """With the plain mean over all kinds of question but the field's colour, which rows learn all at once or not."""
     for setting in settings(result):
@@ -106,13 +122,14 @@ def _with_means(result: dict[str, Any]) -> dict[str, Any]:
 
 def report(
     found: list[dict[str, Any]],
-    plots: Sequence[str],
+    plots: dict[str, list[str]],
     findings: str = "",
     others: dict[str, list[dict[str, Any]]] | None = None,
 ) -> str:
     """The page as Markdown, `findings` between what was compared and its figures.
 
     Args:
+        plots: the files of `plot`, of `found` under "".
         others: the results of further comparisons, by the headings of their sections.
     """
     run = {(result["name"], result["seed"]) for result in found}
@@ -127,11 +144,12 @@ def report(
         lines += [*_about(found[0], found), ""]
     if findings.strip():
         lines += [findings.strip(), ""]
-    for name, words in zip(plots, ("tokens", "bytes of a picture, 2 bytes a number"), strict=False):
-        lines += [f"![Questions right against {words}]({name})", ""]
+    lines += _shown(plots.get("", []))
     methods = [result for result in found if _is_method(result)]
-    changed = [result for result in found if not _is_method(result)]
-    for heading, group in (("Methods", methods), ("Fwd2Bot with one thing changed", changed)):
+    slowed = [result for result in found if result["rate"] != 1]
+    changed = [result for result in found if not _is_method(result) and result not in slowed]
+    groups = {"Methods": methods, "With lower learning rates": slowed, "Fwd2Bot with one thing changed": changed}
+    for heading, group in groups.items():
         if group:
             lines += [f"## {heading}", "", *_table(group), ""]
     if found:
@@ -140,8 +158,18 @@ def report(
         lines += ["## Not run", "", *_not_run(open_rows), ""]
     for name, results in (others or {}).items():
         lines += [f"## Apart: {name.replace('-', ' ')}", "", *_about(results[0], results), ""]
-        lines += [*_table(results), "", *_methods(results), ""]
+        lines += [*_shown(plots.get(name, [])), *_table(results), "", *_methods(results), ""]
+        lines += ["The other rows of the grid were not run here.", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _shown(plots: Sequence[str]) -> list[str]:
+    """Lines of Markdown."""
+    lines = []
+    for file in plots:
+        words = "tokens" if file.endswith("tokens.png") else "bytes of a picture, 2 bytes a number"
+        lines += [f"![Questions right against {words}]({file})", ""]
+    return lines
 
 
 def figure(values: dict[str, Any], path: Sequence[str]) -> float | None:
@@ -165,8 +193,9 @@ def _about(first: dict[str, Any], found: list[dict[str, Any]]) -> list[str]:
         f"One frozen backbone (weights {first['backbone_sha256'][:12]}), {_data(first)}, "
         f"LoRA rank {first['lora_rank']} for each of two stages or twice that for one. {_judged(first)}, in per cent; "
         "with several seeds the mean and the range. `tokens` is what the language model reads for a picture, `bytes` "
-        "what is kept of it at two bytes a number, `cache bytes` its keys and values while an answer is made, at the "
-        "four bytes a number that were measured. Times: [performance.md](performance.md).",
+        "what is kept of it, and `cache bytes` its keys and values while an answer is made, both at two bytes a "
+        "number. Rows share their cores with other work, so times are measured elsewhere: "
+        "[performance.md](performance.md).",
         "",
         f"Command, folders by their last name: `{_of_all_rows(first['command'])}` ({versions}).",
     ]
@@ -188,7 +217,9 @@ def _data(first: dict[str, Any]) -> str:
 def _judged(first: dict[str, Any]) -> str:
     """What the rows were judged on, in words."""
     if not first.get("sources"):
-        return f"Judged on {first['test_pictures']:,} held-out pictures ({first['split']})"
+        pictures = first["test_pictures"]
+        presence = f", presence on {PRESENCE} of them" if pictures > PRESENCE else ""
+        return f"Judged on {pictures:,} held-out pictures ({first['split']}; five questions about each{presence})"
     of_each = "; ".join(f"{name}: {counted(counts)}" for name, counts in first["figures"]["judged"].items())
     return f"Judged on held-out rows ({of_each}; CIDEr times 100)"
 
@@ -210,7 +241,7 @@ def _of_all_rows(command: str) -> str:
 
 def _is_method(result: dict[str, Any]) -> bool:
     """Whether a result is of a method as it is, and no ablation."""
-    plain = not result["config"] and result["rank"] == 1 and "fixed" not in result["name"]
+    plain = not result["config"] and result["rank"] == result["rate"] == 1 and "fixed" not in result["name"]
     return plain and result["method"] in (*PLOTTED, *LINES)
 
 
@@ -230,7 +261,8 @@ def _table(found: list[dict[str, Any]]) -> list[str]:
         cells = ["" if name == last else name, f"{cost[key]['tokens_per_image']:,}"]
         for path in columns.values():
             cells.append(spread([figure(result["figures"][setting], path) for result in groups[key]]))
-        cells += [f"{cost[key]['bytes_per_image']:,}", f"{cost[key]['cache_bytes']:,}", str(len(groups[key]))]
+        cache = cost[key]["cache_bytes"] // 2  # rows are judged in float32
+        cells += [f"{cost[key]['bytes_per_image']:,}", f"{cache:,}", str(len(groups[key]))]
         body.append(cells)
         last = name
     return table(["row", "tokens", *columns, "bytes", "cache bytes", "seeds"], body).splitlines()
@@ -260,7 +292,9 @@ def _methods(found: list[dict[str, Any]]) -> list[str]:
 def _changed(row: dict[str, Any]) -> str:
     """What a row changes of its method."""
     changed = [f"{name}={value}" for name, value in row["config"].items()]
-    changed += [f"rank x{row['rank']:g}"] if row["rank"] != 1 else []
+    changed += [
+        f"{name} x{row[key]:g}" for name, key in (("rank", "rank"), ("learning rates", "rate")) if row[key] != 1
+    ]
     if "fixed" in row["name"]:
         [length] = row["lengths"]
         changed.append(f"for {length} token{'s' if length > 1 else ''} alone")
@@ -278,8 +312,8 @@ def _not_run(open_rows: Sequence[Row]) -> list[str]:
     return [f"- {name} (seed {', '.join(values)}): {about[name]}" for name, values in seeds.items()]
 
 
-def plot(found: list[dict[str, Any]], folder: Path) -> list[str]:
-    """Questions right against tokens and against bytes; the names of the files."""
+def plot(found: list[dict[str, Any]], folder: Path, name: str = "") -> list[str]:
+    """Questions right against tokens, and of the main comparison (no `name`) against bytes; the names of the files."""
     points = _points(found)
     if not points:
         return []
@@ -289,12 +323,13 @@ def plot(found: list[dict[str, Any]], folder: Path) -> list[str]:
     from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    names = []
-    for name, words in (("tokens", "tokens for a picture"), ("bytes", "bytes for a picture, 2 bytes a number")):
+    files = []
+    axis_words = {"tokens": "tokens for a picture", "bytes": "bytes for a picture, 2 bytes a number"}
+    for axis in ("tokens",) if name else ("tokens", "bytes"):
         drawing, axes = pyplot.subplots(figsize=(8.5, 4.8))
         ticks = set()
         for kind in [kind for kind in PLOTTED if kind in points]:
-            curve = {(k if name == "tokens" else size): values for (k, size), values in sorted(points[kind].items())}
+            curve = {(k if axis == "tokens" else size): values for (k, size), values in sorted(points[kind].items())}
             means = [statistics.mean(values) for values in curve.values()]
             down = [mean - min(values) for mean, values in zip(means, curve.values(), strict=True)]
             up = [max(values) - mean for mean, values in zip(means, curve.values(), strict=True)]
@@ -304,20 +339,20 @@ def plot(found: list[dict[str, Any]], folder: Path) -> list[str]:
         for kind in [kind for kind in LINES if kind in points]:
             [((tokens, size), values)] = points[kind].items()
             level, style = statistics.mean(values), "--" if kind == BARE else ":"
-            label = f"{kind}\n({tokens if name == 'tokens' else size:,} {name})"
+            label = f"{kind}\n({tokens if axis == 'tokens' else size:,} {axis})"
             axes.axhline(level, linestyle=style, color="dimgray", label=label)
-        axes.set(xscale="log", xlabel=words, ylabel="questions right, %")
+        axes.set(xscale="log", xlabel=axis_words[axis], ylabel="questions right, %")
         if ticks:
-            axes.set_xticks(sorted(ticks) if name == "tokens" else _thinned(sorted(ticks)))
+            axes.set_xticks(sorted(ticks) if axis == "tokens" else _thinned(sorted(ticks)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
         drawing.tight_layout()
-        names.append(f"results-{name}.png")
-        drawing.savefig(folder / names[-1], dpi=120, metadata={"Software": None})
+        files.append("-".join(filter(None, ("results", name, axis))) + ".png")
+        drawing.savefig(folder / files[-1], dpi=120, metadata={"Software": None})
         pyplot.close(drawing)
-    return names
+    return files
 
 
 def _points(found: list[dict[str, Any]]) -> dict[str, dict[tuple[int, int], list[float]]]:

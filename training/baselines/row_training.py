@@ -1,5 +1,6 @@
 """A row of the comparison as a model to train, and its trainer: that of Fwd2Bot itself, without checkpoints."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fwd2bot.backbone_fwd2bot import load_backbone
 from ..collator import Fwd2BotCollator
 from ..data import CaptionedRows, Packer, draw_pictures
 from ..provenance import weights_hash
-from ..recipe import Recipe
+from ..recipe import OptimizerRecipe, Recipe
 from ..source_recipe import SourcesData
 from ..sources import SourceCollator, open_sources, run_mixture
 from ..train import training_arguments
@@ -74,11 +75,21 @@ def build_trainer(row: Row, recipe: Recipe, model: Any, processor: Any, options:
         train_dataset=dataset,
         data_collator=collator,
         processing_class=processor,
-        optimizer_recipe=recipe.optimizer,
+        optimizer_recipe=slowed(recipe.optimizer, row.rate),
     )
     if options["minutes"] is not None:
         trainer.add_callback(_StopAfter(60 * options["minutes"]))
     return trainer
+
+
+def slowed(optimizer: OptimizerRecipe, rate: float) -> OptimizerRecipe:
+    """The recipe's optimizer with all its learning rates times `rate`."""
+    return dataclasses.replace(
+        optimizer,
+        learning_rate=rate * optimizer.learning_rate,
+        matrix_learning_rate=rate * optimizer.matrix_learning_rate,
+        learning_rates={role: rate * value for role, value in optimizer.learning_rates.items()},
+    )
 
 
 class _StopAfter(TrainerCallback):

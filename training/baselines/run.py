@@ -112,7 +112,7 @@ def run_row(row: Row, recipe: Recipe, backbone: Path, options: dict[str, Any]) -
     model, processor = build(row, recipe, backbone)
     method = METHODS[row.method]
     result: dict[str, Any] = {"name": row.name, "method": row.method, "seed": row.seed, "lengths": row.lengths}
-    result |= {"config": row.config, "rank": row.rank, "about": method.about, "versions": versions()}
+    result |= {"config": row.config, "rank": row.rank, "rate": row.rate, "about": method.about, "versions": versions()}
     begin = time.monotonic()
     if method.model is None:
         result |= {"steps_done": 0, "loss": None, "trained_parameters": 0, "seconds": 0.0}
@@ -227,6 +227,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("steps", "test_pictures"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    if args.minutes is not None and not args.minutes > 0:
+        parser.error(f"--minutes must be more than 0, got {args.minutes:g}")
     return args
 
 

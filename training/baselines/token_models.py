@@ -5,6 +5,7 @@ which stand in place of the image as a summary does. So trainer, data, generate 
 Fwd2Bot. One adapter trains, in the generate pass, at the rank of both stages together.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,14 +19,12 @@ from fwd2bot.adapters_fwd2bot import run_stage
 class TokenBaseline(Fwd2BotForConditionalGeneration):
     """k vectors of `(N, T, d)` image tokens, by `reduce`."""
 
-    elastic = False  # whether the k vectors are the first of those at any larger k
-
     def reduce(self, tokens: torch.Tensor, num_tokens: int, scores: torch.Tensor | None) -> torch.Tensor:
         """`(N, T, d)` image tokens to `(N, k, d)`.
 
         Args:
-            scores: `(N, T)` mean attention that each token received in the last layer of the vision tower, if
-                `reads_scores`.
+            scores: `(N, T)` attention that each token received in the vision tower's layer that the tokens are from,
+                if `reads_scores`: from the class token if the connector leaves that out, else from all, on average.
         """
         raise NotImplementedError
 
@@ -45,8 +44,17 @@ class TokenBaseline(Fwd2BotForConditionalGeneration):
         with torch.no_grad(), run_stage(None):  # vision tower and connector are frozen
             seen = base.get_image_features(pixel_values=inputs["pixel_values"], output_attentions=self.reads_scores)
             tokens = torch.stack(list(seen.pooler_output))  # (N, T, d)
-            scores = seen.attentions[-1].mean((1, 2)) if self.reads_scores else None  # (N, T): heads and readers
+            scores = self._scores(seen.attentions) if self.reads_scores else None
         return self.reduce(tokens, num_summary_tokens, scores)
+
+    def _scores(self, attentions: Sequence[torch.Tensor]) -> torch.Tensor:
+        """`(N, T)` of the attentions `(N, heads, readers, tokens)` of all layers."""
+        layer = self.config.backbone_config.vision_feature_layer
+        layer = layer[-1] if isinstance(layer, Sequence) else layer
+        attention = attentions[layer - 1 if layer > 0 else layer].mean(1)  # hidden state 1 is what layer 0 gives
+        if self.config.backbone_config.vision_feature_select_strategy == "default":
+            return attention[:, 0, 1:]
+        return attention.mean(1)
 
 
 class AllTokens(TokenBaseline):
@@ -71,15 +79,16 @@ class AveragePooling(TokenBaseline):
 
 
 class AttentionPruning(TokenBaseline):
-    """The k tokens that received most attention in the vision tower's last layer, the most attended first.
+    """The k tokens that received most attention in the vision tower, in the order of the image.
 
-    The idea of VisionZip (arXiv 2412.04467) and FastV (arXiv 2403.06764), which takes the language model's attention.
+    The idea of VisionZip (arXiv 2412.04467), without the merged rest that it adds to them, and of FastV
+    (arXiv 2403.06764), which takes the language model's attention.
     """
 
-    elastic, reads_scores = True, True
+    reads_scores = True
 
     def reduce(self, tokens: torch.Tensor, num_tokens: int, scores: torch.Tensor | None) -> torch.Tensor:
-        best = scores.topk(num_tokens, dim=1).indices  # (N, k)
+        best = scores.topk(num_tokens, dim=1).indices.sort(1).values  # (N, k)
         return tokens.gather(1, best.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
@@ -122,8 +131,6 @@ class QueryTransformer(TokenBaseline):
     Matryoshka Query Transformer (arXiv 2405.19315): one layer; queries do not see each other; k is drawn in training.
     """
 
-    elastic = True
-
     def __init__(self, config: Any, **kwargs: Any):
         super().__init__(config, **kwargs)
         width = config.get_text_config().hidden_size
@@ -135,16 +142,41 @@ class QueryTransformer(TokenBaseline):
 
 
 class _Resampler(nn.Module):
+    """One layer of cross-attention and an MLP.
+
+    What it gives is at first a mean of the image tokens, which the language model reads as it is, weighted by each
+    query in its own way: values pass unchanged, and the MLP adds nothing yet. Keys have a place, a fixed one of sines.
+    """
+
     def __init__(self, num_queries: int, num_tokens: int, width: int, heads: int):
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(num_queries, width) * 0.02)
-        self.places = nn.Parameter(torch.randn(num_tokens, width) * 0.02)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.before, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.heads = heads
+        self.queries = nn.Parameter(torch.randn(num_queries, width))
+        self.before_queries, self.before, self.after = (nn.LayerNorm(width) for _ in range(3))
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        for layer in (self.value, self.out):
+            nn.init.eye_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.mlp[2].weight)
+        nn.init.zeros_(self.mlp[2].bias)
+        self.register_buffer("places", _places(num_tokens, width), persistent=False)
 
     def forward(self, tokens: torch.Tensor, num_tokens: int) -> torch.Tensor:
-        read = self.before(tokens) + self.places  # (N, T, d)
-        queries = self.queries[:num_tokens].expand(len(tokens), -1, -1)  # (N, k, d)
-        queries = queries + self.attention(queries, read, tokens, need_weights=False)[0]
-        return queries + self.mlp(self.after(queries))
+        queries = self.query(self.before_queries(self.queries[:num_tokens])).expand(len(tokens), -1, -1)  # (N, k, d)
+        keys, values = self.key(self.before(tokens) + self.places), self.value(tokens)  # (N, T, d)
+        parts = [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (queries, keys, values)]
+        read = self.out(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2))  # (N, k, d)
+        return read + self.mlp(self.after(read))
+
+
+def _places(num_tokens: int, width: int) -> torch.Tensor:
+    """`(T, d)`: sines and cosines of row and column of a square of tokens, or of the number in a line of them."""
+    side = round(num_tokens**0.5)
+    numbers = torch.arange(num_tokens, dtype=torch.float32)
+    axes = [numbers // side, numbers % side] if side * side == num_tokens else [numbers]
+    count = width // (2 * len(axes))
+    waves = 10000 ** (-torch.arange(count, dtype=torch.float32) / count)
+    angles = [axis[:, None] * waves for axis in axes]
+    places = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1)
+    return F.pad(places, (0, width - places.shape[1]))

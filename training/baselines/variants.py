@@ -123,7 +123,7 @@ class PromptFirstProcessor(Fwd2BotProcessor):
 
 
 class MlpProjector(Fwd2BotForConditionalGeneration):
-    """Two layers instead of one behind the last hidden states."""
+    """An MLP beside the linear projector, to whose output it adds."""
 
     def __init__(self, config: Any, **kwargs: Any):
         super().__init__(config, **kwargs)
