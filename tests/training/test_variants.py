@@ -15,6 +15,7 @@ from fwd2bot.training.baselines.variants import (
     BeforeNorm,
     FullFineTuning,
     LastPooling,
+    LayerMix,
     MlpProjector,
     NoAdapters,
     NoProjector,
@@ -39,6 +40,22 @@ def test_summary_from_before_the_norm_is_the_usual_one_once_normed():
     assert not torch.allclose(tokens, pictures(usual)[0], atol=0.1)
     assert torch.allclose(before.get_decoder().norm(tokens), pictures(usual)[0], atol=1e-5)
     assert not before.get_decoder().norm._forward_pre_hooks
+
+
+def test_mix_of_layers_is_the_last_one_where_its_weight_is_all_there_is():
+    mix, before = made(LayerMix), made(BeforeNorm)
+    with torch.no_grad():
+        for model in (mix, before):
+            torch.nn.init.eye_(model.summary_projector.weight)
+        mix.layer_weights.copy_(torch.tensor([0.0, 1.0]))
+    tokens, _ = pictures(before)
+    last = F.rms_norm(tokens, tokens.shape[-1:], eps=1e-6)
+    assert torch.allclose(pictures(mix)[0], last, atol=1e-5)
+    with torch.no_grad():
+        mix.layer_weights.copy_(torch.tensor([1.0, 1.0]))
+    first = pictures(mix)[0] - last  # what layer 0 adds
+    assert first.std() > 0.1 and not torch.allclose(first, last, atol=0.1)
+    assert not any(layer._forward_hooks for layer in mix.get_decoder().layers)
 
 
 def test_last_vector_is_the_embedding_at_every_length():

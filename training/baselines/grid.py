@@ -13,6 +13,7 @@ from .variants import (
     BeforeNorm,
     FullFineTuning,
     LastPooling,
+    LayerMix,
     MlpProjector,
     NoAdapters,
     NoProjector,
@@ -69,6 +70,7 @@ METHODS = {
         processor=PromptFirstProcessor,
     ),
     "before_norm": Method(BeforeNorm, embeds=True, shares=False, about="the summary from before the final norm"),
+    "layer_mix": Method(LayerMix, embeds=True, shares=False, about="a weighted mean of all layers, weights learned"),
     "last_pooling": Method(LastPooling, embeds=True, shares=False, about="embedding: the last vector, not the mean"),
     "attention_pooling": Method(
         AttentionPooling, embeds=True, shares=False, about="embedding: a weighted mean, the weights learned"
@@ -113,7 +115,15 @@ def rows() -> list[Row]:
         Row("full_fine_tuning", "full_fine_tuning"),
         Row("fixed-k4", "fwd2bot", [4]),
     ]
-    built = ("single_forward", "before_norm", "prompt_first", "last_pooling", "attention_pooling", "norm_projector")
+    built = (
+        "single_forward",
+        "layer_mix",
+        "before_norm",
+        "prompt_first",
+        "last_pooling",
+        "attention_pooling",
+        "norm_projector",
+    )
     losses += [Row(name, name) for name in built]
     more = [Row(f"{name}-k{k}", name, [k]) for k in (1, 16, 2, 8) for name in ("pooling", "merging", "pruning")]
     details = [

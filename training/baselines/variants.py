@@ -86,6 +86,40 @@ class BeforeNorm(Fwd2BotForConditionalGeneration):
         return self.summary_projector(seen[0][:, -num_summary_tokens:])  # (N, k, d)
 
 
+class LayerMix(Fwd2BotForConditionalGeneration):
+    """What every layer gives at the queries, scaled to one size and added by learned weights, is projected.
+
+    At first it is the mean of all layers.
+    """
+
+    def __init__(self, config: Any, **kwargs: Any):
+        super().__init__(config, **kwargs)
+        layers = config.get_text_config().num_hidden_layers
+        self.layer_weights = nn.Parameter(torch.full((layers,), 1 / layers))
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        return super().trained_parameters() | {"layer_weights": self.layer_weights}
+
+    def _compress_pass(self, num_summary_tokens: int, **inputs: Any) -> torch.Tensor:
+        states: list[torch.Tensor] = []
+        watched = [
+            layer.register_forward_hook(lambda layer, given, output: states.append(_first(output)))
+            for layer in self.get_decoder().layers
+        ]
+        try:
+            self._read_with_queries(num_summary_tokens, **inputs)
+        finally:
+            for watch in watched:
+                watch.remove()
+        ends = [F.rms_norm(state[:, -num_summary_tokens:], state.shape[-1:], eps=1e-6) for state in states]
+        mixed = sum(weight * end for weight, end in zip(self.layer_weights, ends, strict=True))
+        return self.summary_projector(mixed)  # (N, k, d)
+
+
+def _first(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
 class LastPooling(Fwd2BotForConditionalGeneration):
     """The last of the k vectors is the embedding, instead of their mean."""
 
