@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from .validation import normalised
 
@@ -28,7 +29,9 @@ class Asked:
     category: str | None = None
 
 
-def answer_figures(given: Sequence[str], asked: Sequence[Asked]) -> dict:
+def answer_figures(
+    given: Sequence[str], asked: Sequence[Asked], sides: tuple[str, str] | None = None
+) -> dict[str, Any]:
     """Shares between 0 and 1, each where the questions have what it needs.
 
     - `exact_match`: the answer equals the expected one but for case, white space around it and final punctuation.
@@ -38,20 +41,25 @@ def answer_figures(given: Sequence[str], asked: Sequence[Asked]) -> dict:
       yes or no, and true or false, by the first word, as for `yes_no`.
     - `by_category`: all of these for each category by itself.
 
+    Args:
+        sides: what is expected is one of these two, though perhaps the same one always; default: as it is found.
+
     Raises:
         ValueError: answers and questions differ in number, or there is none.
     """
     if len(given) != len(asked) or not asked:
         raise ValueError(f"Need as many answers as questions, at least one; got {len(given)} for {len(asked)}.")
     right = [normalised(one) == normalised(question.expected) for one, question in zip(given, asked, strict=True)]
-    figures: dict = {"exact_match": sum(right) / len(right)}
+    figures: dict[str, Any] = {"exact_match": sum(right) / len(right)}
     if all(len(question.answers) > 1 for question in asked):
         soft = [vqa_accuracy(one, question.answers) for one, question in zip(given, asked, strict=True)]
         figures["vqa_accuracy"] = sum(soft) / len(soft)
     expected = {normalised(question.expected) for question in asked}
-    sides = next((sides for sides in TWO_SIDED if expected == set(sides)), None)
+    both = next((each for each in TWO_SIDED if expected == set(each)), None)
+    if both is not None:
+        figures["yes_no"] = yes_no_figures(given, [question.expected for question in asked], both)
+    sides = sides or both
     if sides is not None:
-        figures["yes_no"] = yes_no_figures(given, [question.expected for question in asked], sides)
         right = [_first_word(one) == normalised(question.expected) for one, question in zip(given, asked, strict=True)]
     groups = defaultdict(list)
     for one, question in zip(right, asked, strict=True):
@@ -65,7 +73,7 @@ def answer_figures(given: Sequence[str], asked: Sequence[Asked]) -> dict:
         for category in categories:
             rows = [row for row, question in enumerate(asked) if question.category == category]
             alone = [Asked(q.expected, q.answers, q.group) for q in (asked[row] for row in rows)]
-            figures["by_category"][category] = answer_figures([given[row] for row in rows], alone)
+            figures["by_category"][category] = answer_figures([given[row] for row in rows], alone, sides)
     return figures
 
 

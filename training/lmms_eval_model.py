@@ -57,6 +57,7 @@ class Fwd2BotLmms(lmms):
         max_batch_size: int | None = None,
     ):
         super().__init__()
+        self.uncompressed, self.batch_size = uncompressed, check_batch_size(batch_size)
         accelerator = Accelerator()
         self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
         if self._world_size > 1 or device is None:
@@ -68,7 +69,6 @@ class Fwd2BotLmms(lmms):
         self.model.eval().to(device)
         self.processor = Fwd2BotProcessor.from_pretrained(pretrained, revision=revision)
         self.num_summary_tokens = check_num_summary_tokens(num_summary_tokens, self.model.config)
-        self.uncompressed, self.batch_size = uncompressed, _number(batch_size)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """The answers in the order of the requests."""
@@ -127,8 +127,8 @@ class Fwd2BotLmms(lmms):
         raise NotImplementedError("Fwd2Bot has no tasks of several rounds here; choose those of one answer.")
 
 
-def _number(batch_size: int | str) -> int:
-    """lmms-eval hands on what its command line was given, "auto" as well."""
+def check_batch_size(batch_size: int | str) -> int:
+    """lmms-eval hands on what its command line was given, "auto" as well; ValueError for what is no whole number."""
     if not str(batch_size).isdecimal() or int(batch_size) < 1:
         raise ValueError(f"batch_size must be a whole number from 1 on, got {batch_size!r}; there is no automatic one")
     return int(batch_size)

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
+from fwd2bot.backbone_fwd2bot import commit_of
 from fwd2bot.configuration_fwd2bot import check_num_summary_tokens
 
 from .provenance import weights_hash
@@ -99,7 +100,8 @@ def model_meta(model_name: str, revision: str | None, model: Any, num_summary_to
     """
     is_folder = Path(model_name).is_dir()
     name = f"fwd2bot/{Path(model_name).resolve().name}" if is_folder else model_name
-    parameters, commit = model.num_parameters(), getattr(model.config, "_commit_hash", None)
+    parameters = model.num_parameters()
+    commit = None if is_folder else commit_of(model_name, revision)
     return ModelMeta.create_empty().model_copy(
         update={
             "loader": Fwd2BotEncoder,

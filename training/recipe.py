@@ -53,7 +53,7 @@ ROLES = ("adapters", "queries", "projector", "logit_scale", "connector")  # that
 
 
 def check_dtype(name: str) -> str:
-    """`name`, if it is one of DTYPES."""
+    """`name`, if it is one of DTYPES; else ValueError."""
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
     return name

@@ -86,6 +86,10 @@ def test_true_and_false_count_by_the_first_word_in_accuracy_and_in_groups_alike(
     asked = [Asked("true", group="a"), Asked("false", group="a")]
     figures = answer_figures(["True, they are", "false"], asked)
     assert figures["yes_no"]["accuracy"] == figures["consistency"] == 1.0 and figures["exact_match"] == 0.5
+    one_sided = [Asked("true", group="a", category="x"), Asked("false", group="b", category="y")]
+    figures = answer_figures(["True, they are", "False, they are not"], one_sided)
+    assert [figures["by_category"][name]["consistency"] for name in "xy"] == [1.0, 1.0]
+    assert "yes_no" not in figures["by_category"]["x"]
     asked = [Asked("two", group="a"), Asked("red", group="a")]
     assert answer_figures(["two, I think", "red"], asked)["consistency"] == 0.0
 

@@ -71,10 +71,10 @@ def test_pruning_keeps_the_most_attended_tokens_in_the_order_of_the_image():
     assert AttentionPruning.reduce(None, tokens, 2, scores).flatten().tolist() == [0.0, 3.0]
 
 
-@pytest.mark.parametrize("layer", [-1, -2, 1])
+@pytest.mark.parametrize(("layer", "seen"), [(-1, 1), (-2, 0), (1, 0), (2, 1), ([-2, -1], 1), ([2, 1], 0)])
 @pytest.mark.parametrize("strategy", ["full", "default"])
-def test_scores_of_pruning_are_the_attention_that_each_kept_token_receives(strategy, layer):
-    """Layer 0 of the two layers has attention to (and from) the first token alone, layer 1 to the second."""
+def test_scores_of_pruning_are_the_attention_that_each_kept_token_receives(strategy, layer, seen):
+    """By layer 0 of two the second token is read most, by layer 1 the third; the first one reads in its own way."""
     model = made(AttentionPruning)
     model.config.backbone_config.vision_feature_select_strategy = strategy
     model.config.backbone_config.vision_feature_layer = layer
@@ -84,9 +84,24 @@ def test_scores_of_pruning_are_the_attention_that_each_kept_token_receives(strat
         attention[:, :, :, token + 1] = 0.6
         attention[:, :, 0] = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4]).roll(token)  # the class token's, if there is one
         attentions.append(attention)
-    seen = 1 if layer == -1 else 0
     expected = attentions[seen][:, 0].mean(1) if strategy == "full" else attentions[seen][:, 0, 0, 1:]
     assert torch.allclose(model._scores(attentions), expected)
+
+
+@pytest.mark.parametrize("layer", [0, -3])
+def test_pruning_needs_a_layer_with_attention(layer):
+    model = made(AttentionPruning)
+    model.config.backbone_config.vision_feature_layer = layer
+    with pytest.raises(ValueError, match=f"vision_feature_layer {layer} is before the first layer"):
+        model._scores([torch.ones(1, 2, 4, 4)] * 2)
+
+
+def test_query_transformer_is_loaded_as_it_was_saved(tmp_path):
+    model = made(QueryTransformer)
+    model.save_pretrained(tmp_path)
+    loaded = QueryTransformer.from_pretrained(tmp_path)
+    inputs = tiny.tiny_processor().process_images(tiny.pictures(2))
+    assert torch.equal(loaded.compress(**inputs).tokens, model.compress(**inputs).tokens)
 
 
 def test_pruning_on_a_tower_with_a_class_token_scores_the_tokens_that_are_left():
@@ -194,7 +209,8 @@ def test_segments_of_a_packed_row_are_read_as_if_alone():
 
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].model])
 def test_every_method_trains_what_it_should_and_its_loss_falls(method, backbone, recipe):
-    lengths = [] if method == "uncompressed_lora" else [4] if method in ("pooling", "merging") else [1, 4]
+    fixed = ("pooling", "merging", "pruning")
+    lengths = [] if method == "uncompressed_lora" else [4] if method in fixed else [1, 4]
     row = Row("tried", method, lengths)
     model, processor = row_training.build(row, recipe, backbone)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -245,7 +261,7 @@ def test_grid_goes_on_where_it_was_and_refuses_another_budget(backbone, recipe_f
     ]
     assert "results is not there yet, so no row is done" in said.err
     command(folder, backbone, recipe_file, "--list", "--seeds", "2")
-    assert capsys.readouterr().out == "open  uncompressed-seed2\nopen  pooling-k4-seed2\n"
+    assert capsys.readouterr().out == "open  pooling-k4-seed2\n"
     command(folder, backbone, recipe_file)
     first = (folder / "pooling-k4-seed0.json").read_bytes()
     (folder / "pooling-k4-seed1.json").unlink()
@@ -348,8 +364,13 @@ def test_named_rows_have_any_seed_and_others_those_planned(tmp_path, capsys):
     ]
     assert grid.chosen_rows(["rank-half"], [4])[0].rank == 0.5
     assert {row.seed for row in grid.chosen_rows(seeds=[2])} == {2}
+    assert [row.file for row in grid.chosen_rows(["uncompressed", "cache"], [0, 1])] == [
+        "uncompressed-seed0.json",
+        "cache-seed0.json",
+        "cache-seed1.json",
+    ]
     with pytest.raises(SystemExit):
-        run.main([str(tmp_path), "--seeds", "7"])
+        run.main([str(tmp_path), "--seeds", "2", "7"])
     assert "no row is planned with seed 7, but with 0, 1, 2; name the rows that shall" in capsys.readouterr().err
 
 

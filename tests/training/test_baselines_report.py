@@ -100,11 +100,13 @@ def test_findings_of_a_file_by_hand_stand_above_the_figures(tmp_path):
 
 def test_further_seeds_of_a_row_stand_in_its_line_and_are_counted_apart(tmp_path):
     seeds = [result("rank-half", "fwd2bot", seed, right, rank=0.5) for seed, right in ((0, 0.5), (3, 0.7))]
-    write(tmp_path, *seeds, result("rank-double", "fwd2bot", 0, 0.5, rank=2))
+    others = [result("fwd2bot", "fwd2bot", seed, 0.5) for seed in (4, 1, 0)]
+    write(tmp_path, *seeds, *others, result("rank-double", "fwd2bot", 0, 0.5, rank=2))
     found = report.read(tmp_path)
-    assert [(one["name"], one["seed"]) for one in found] == [("rank-half", 0), ("rank-half", 3), ("rank-double", 0)]
+    assert [one["name"] for one in found] == ["fwd2bot"] * 3 + ["rank-half"] * 2 + ["rank-double"]
+    assert [one["seed"] for one in found] == [0, 1, 4, 0, 3, 0]
     page = report.report(found, {})
-    assert f"2 of {len(grid.rows())} rows were run, and 1 further seeds of them." in page
+    assert f"4 of {len(grid.rows())} rows were run, and further seeds (2)." in page
     assert "| rank-half | 4 | 60.0 (50.0 to 70.0) |" in page
 
 
@@ -131,10 +133,15 @@ def test_page_in_docs_is_what_the_results_and_the_findings_give(tmp_path):
 
 def test_file_that_is_no_result_is_named(tmp_path):
     write(tmp_path, result("fwd2bot", "fwd2bot", 0, 0.5))
-    for text in ("{", "[]", "{}"):
+    broken = result("cache", "cache", 0, 0.5)
+    for text in ("{", "[]", "{}", json.dumps(broken | {"figures": None}), '{"name": "cache", "figures": {}}'):
         (tmp_path / "cache-seed0.json").write_text(text)
-        with pytest.raises(SystemExit, match="error: .*cache-seed0.json is no result of a row .*run its row again"):
+        with pytest.raises(SystemExit, match=r"error: .*cache-seed0.json is no result of a row \(.*run its row again"):
             report.main([str(tmp_path), str(tmp_path / "docs")])
+    (tmp_path / "cache-seed0.json").write_text(json.dumps(broken))
+    shutil.copy(tmp_path / "cache-seed0.json", tmp_path / "cache-seed0-old.json")
+    with pytest.raises(SystemExit, match="error: .*cache-seed0-old.json is the result of cache-seed0.json; a copy"):
+        report.main([str(tmp_path), str(tmp_path / "docs")])
 
 
 def test_result_of_a_row_that_the_grid_has_not_is_refused(tmp_path):

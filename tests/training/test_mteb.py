@@ -1,5 +1,7 @@
 """mteb's own evaluation on tiny local tasks, with a tiny random model."""
 
+import shutil
+
 import pytest
 import tiny
 import torch
@@ -151,6 +153,14 @@ def test_a_dtype_that_there_is_not_is_refused(checkpoint):
 def test_results_of_each_dtype_and_of_each_commit_of_a_hub_id_are_kept_apart(checkpoint, encoder):
     half = Fwd2BotEncoder(str(checkpoint), num_summary_tokens=2, dtype="bfloat16", device="cpu").mteb_model_meta
     assert half.experiment_name != encoder.mteb_model_meta.experiment_name
-    model = tiny.tiny_fwd2bot()
-    model.config._commit_hash = "0123abcd"  # as transformers notes it of what it loads from the Hub
-    assert model_meta("owner/name", "main", model, 2).revision == "0123abcd"
+
+
+def test_revision_of_a_hub_id_is_the_commit_that_was_loaded(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit = "a" * 40
+    repo = tmp_path / "models--owner--name"
+    shutil.copytree(checkpoint, repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    for revision in (None, "main", commit):
+        assert model_meta("owner/name", revision, tiny.tiny_fwd2bot(), 2).revision == commit

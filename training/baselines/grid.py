@@ -70,7 +70,7 @@ METHODS = {
         processor=PromptFirstProcessor,
     ),
     "before_norm": Method(BeforeNorm, embeds=True, shares=False, about="the summary from before the final norm"),
-    "layer_mix": Method(LayerMix, embeds=True, shares=False, about="a weighted mean of all layers, weights learned"),
+    "layer_mix": Method(LayerMix, embeds=True, shares=False, about="a weighted sum of all layers, weights learned"),
     "last_pooling": Method(LastPooling, embeds=True, shares=False, about="embedding: the last vector, not the mean"),
     "attention_pooling": Method(
         AttentionPooling, embeds=True, shares=False, about="embedding: a weighted mean, the weights learned"
@@ -102,12 +102,12 @@ class Row:
 
 
 def rows() -> list[Row]:
-    """All rows: what the claim rests on first, lower learning rates of it, what it is made of, its seeds, details."""
+    """All rows: methods, lower learning rates, what Fwd2Bot is made of, other k, seeds of some methods, details."""
     head = [Row("fwd2bot", "fwd2bot"), Row(BARE, BARE, [])]
     head += [Row("pooling-k4", "pooling", [4]), Row("query_transformer", "query_transformer")]
     head += [Row("uncompressed_lora", "uncompressed_lora", []), Row("pruning-k4", "pruning", [4])]
     head += [Row("cache", "cache"), Row("merging-k4", "merging", [4])]
-    losses = [
+    ablations = [
         Row("autoregressive_only", "fwd2bot", config={"contrastive_loss_weight": 0.0}),
         Row("contrastive_only", "fwd2bot", config={"autoregressive_loss_weight": 0.0}),
         Row("shared_adapter", "shared_adapter"),
@@ -115,7 +115,7 @@ def rows() -> list[Row]:
         Row("full_fine_tuning", "full_fine_tuning"),
         Row("fixed-k4", "fwd2bot", [4]),
     ]
-    built = (
+    variants = (
         "single_forward",
         "layer_mix",
         "before_norm",
@@ -124,7 +124,7 @@ def rows() -> list[Row]:
         "attention_pooling",
         "norm_projector",
     )
-    losses += [Row(name, name) for name in built]
+    ablations += [Row(name, name) for name in variants]
     more = [Row(f"{name}-k{k}", name, [k]) for k in (1, 16, 2, 8) for name in ("pooling", "merging", "pruning")]
     details = [
         *(Row(f"contrastive_weight-{w:g}", "fwd2bot", config={"contrastive_loss_weight": w}) for w in (0.03, 1.0)),
@@ -140,14 +140,16 @@ def rows() -> list[Row]:
     seeds = [Row(r.name, r.method, r.lengths, seed) for seed in (1, 2) for r in head if r.name in named]
     rates = [Row(f"{r.name}-rate0.3", r.method, r.lengths, rate=0.3) for r in head if r.method != BARE]
     rates += [Row("uncompressed_lora-rate0.1", "uncompressed_lora", [], rate=0.1)]
-    return [*head, *rates, *losses, *more, *seeds, *details]
+    return [*head, *rates, *ablations, *more, *seeds, *details]
 
 
 def chosen_rows(names: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> list[Row]:
     """Rows of the grid, all or those of `names` and `seeds`; where both are given, every name with every seed.
 
+    The bare backbone, of which nothing trains, has one seed alone.
+
     Raises:
-        ValueError: the grid has no such name, or no row of these seeds.
+        ValueError: the grid has no such name, or no row of one of these seeds.
     """
     every = rows()
     unknown = sorted(set(names or ()) - {row.name for row in every})
@@ -155,9 +157,11 @@ def chosen_rows(names: Sequence[str] | None = None, seeds: Sequence[int] | None 
         raise ValueError(f"unknown row {', '.join(unknown)}; choose from {', '.join(sorted({r.name for r in every}))}")
     if names and seeds:
         first = [row for row in every if row.name in names and row.seed == 0]
-        return [replace(row, seed=seed) for seed in dict.fromkeys(seeds) for row in first]
-    chosen = [row for row in every if row.name in (names or [row.name]) and row.seed in (seeds or [row.seed])]
-    if not chosen:
-        asked, has = (", ".join(map(str, sorted(set(values)))) for values in (seeds, [row.seed for row in every]))
+        pairs = [(row, seed) for seed in dict.fromkeys(seeds) for row in first]
+        return [replace(row, seed=seed) for row, seed in pairs if row.method != BARE or seed == 0]
+    planned = sorted({row.seed for row in every})
+    others = sorted(set(seeds or ()) - set(planned))
+    if others:
+        asked, has = (", ".join(map(str, values)) for values in (others, planned))
         raise ValueError(f"no row is planned with seed {asked}, but with {has}; name the rows that shall have it")
-    return chosen
+    return [row for row in every if row.name in (names or [row.name]) and row.seed in (seeds or [row.seed])]

@@ -40,6 +40,9 @@ OF_SOURCES = {
     "caption finds picture, recall@10": ("text_to_image", "recall@10"),
     "picture finds caption, recall@10": ("image_to_text", "recall@10"),
 }
+# What stands in the file of a row.
+PARTS = ("name", "method", "seed", "lengths", "config", "rank", "about", "versions", "steps_done", "loss", "seconds")
+PARTS += ("trained_parameters", "figures", "command", "steps", "batch_size", "backbone_sha256", "lora_rank")
 PLOTTED = ("fwd2bot", "pooling", "merging", "pruning", "query_transformer", "cache")
 LINES = (BARE, "uncompressed_lora")  # of all image tokens, drawn as lines
 FINDINGS = "results-findings.md"
@@ -70,24 +73,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The results of the rows that were run, in the order of the grid, further seeds of a row behind it.
+    """The results of the rows that were run, in the order of the grid, the seeds of a row one after another.
 
     Raises:
         ValueError: results of different budgets, which do not compare, or of a row that the grid has not; or a
             file that is no result.
     """
     found = [_with_means(_read(file)) for file in sorted(folder.glob("*-seed*.json"))]
-    planned = [(row.name, row.seed) for row in rows()]
-    names = [name for name, _ in planned]
+    names = list(dict.fromkeys(row.name for row in rows()))
     unknown = sorted({result["name"] for result in found} - set(names))
     if unknown:
         raise ValueError(f"{folder} has results of {', '.join(unknown)}, which is no row of the grid; take them out")
-
-    def place(result: dict[str, Any]) -> tuple[int, int]:
-        row = (result["name"], result["seed"])
-        return planned.index(row) if row in planned else names.index(result["name"]), result["seed"]
-
-    found.sort(key=place)
+    found.sort(key=lambda result: (names.index(result["name"]), result["seed"]))
     for name in BUDGET:
         values = {str(result.get(name)) for result in found}
         if len(values) > 1:
@@ -103,11 +100,19 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    """One result; of earlier versions, which had no other learning rates, the usual one."""
+    remedy = "take it out, or run its row again"
     try:
         result = json.loads(file.read_text())
-        return {"rate": 1.0, **result, "name": result["name"], "figures": result["figures"]}
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} is no result of a row ({error!r}); take it out, or run its row again") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is no result of a row ({error}); {remedy}") from error
+    missing = [name for name in PARTS if not isinstance(result, dict) or name not in result]
+    if missing or not isinstance(result["figures"], dict):
+        raise ValueError(f"{file} is no result of a row (no {', '.join(missing) or 'figures'}); {remedy}")
+    name = f"{result['name']}-seed{result['seed']}.json"
+    if file.name != name:
+        raise ValueError(f"{file} is the result of {name}; a copy counts as another seed, so {remedy}")
+    return {"rate": 1.0, **result}
 
 
 def _with_means(result: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +141,7 @@ def report(
     planned = rows()
     open_rows = [row for row in planned if (row.name, row.seed) not in run]
     done = len(planned) - len(open_rows)
-    further = f", and {len(found) - done} further seeds of them" if len(found) > done else ""
+    further = f", and further seeds ({len(found) - done})" if len(found) > done else ""
     lines = ["# Comparison with what else could be done with as many tokens", ""]
     lines += ["<!-- written by python -m fwd2bot.training.baselines.report; not to be edited by hand -->", ""]
     lines += [f"{done} of {len(planned)} rows were run{further}. [evaluation.md](evaluation.md) says how.", ""]
@@ -147,7 +152,7 @@ def report(
     lines += _shown(plots.get("", []))
     methods = [result for result in found if _is_method(result)]
     slowed = [result for result in found if result["rate"] != 1]
-    changed = [result for result in found if not _is_method(result) and result not in slowed]
+    changed = [result for result in found if not _is_method(result) and result["rate"] == 1]
     groups = {"Methods": methods, "With lower learning rates": slowed, "Fwd2Bot with one thing changed": changed}
     for heading, group in groups.items():
         if group:

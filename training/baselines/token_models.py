@@ -48,9 +48,15 @@ class TokenBaseline(Fwd2BotForConditionalGeneration):
         return self.reduce(tokens, num_summary_tokens, scores)
 
     def _scores(self, attentions: Sequence[torch.Tensor]) -> torch.Tensor:
-        """`(N, T)` of the attentions `(N, heads, readers, tokens)` of all layers."""
+        """`(N, T)` of the attentions `(N, heads, readers, tokens)` of all layers.
+
+        Raises:
+            ValueError: tokens from before the first layer, where there is no attention yet.
+        """
         layer = self.config.backbone_config.vision_feature_layer
         layer = layer[-1] if isinstance(layer, Sequence) else layer
+        if layer == 0 or layer < -len(attentions):
+            raise ValueError(f"vision_feature_layer {layer} is before the first layer, whose attention pruning needs.")
         attention = attentions[layer - 1 if layer > 0 else layer].mean(1)  # hidden state 1 is what layer 0 gives
         if self.config.backbone_config.vision_feature_select_strategy == "default":
             return attention[:, 0, 1:]
@@ -144,8 +150,9 @@ class QueryTransformer(TokenBaseline):
 class _Resampler(nn.Module):
     """One layer of cross-attention and an MLP.
 
-    What it gives is at first a mean of the image tokens, which the language model reads as it is, weighted by each
-    query in its own way: values pass unchanged, and the MLP adds nothing yet. Keys have a place, a fixed one of sines.
+    What it gives is at first a mean of the image tokens, which the language model reads as it is, each head's share of
+    the width weighted by each query in its own way: values pass unchanged, and the MLP adds nothing yet. Keys have a
+    place besides, a fixed one of sines.
     """
 
     def __init__(self, num_queries: int, num_tokens: int, width: int, heads: int):
@@ -160,7 +167,7 @@ class _Resampler(nn.Module):
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.mlp[2].weight)
         nn.init.zeros_(self.mlp[2].bias)
-        self.register_buffer("places", _places(num_tokens, width), persistent=False)
+        self.register_buffer("places", _places(num_tokens, width))
 
     def forward(self, tokens: torch.Tensor, num_tokens: int) -> torch.Tensor:
         queries = self.query(self.before_queries(self.queries[:num_tokens])).expand(len(tokens), -1, -1)  # (N, k, d)
@@ -171,7 +178,7 @@ class _Resampler(nn.Module):
 
 
 def _places(num_tokens: int, width: int) -> torch.Tensor:
-    """`(T, d)`: sines and cosines of row and column of a square of tokens, or of the number in a line of them."""
+    """`(T, d)`: sines and cosines of row and column, or of the number in a line of tokens that make no square."""
     side = round(num_tokens**0.5)
     numbers = torch.arange(num_tokens, dtype=torch.float32)
     axes = [numbers // side, numbers % side] if side * side == num_tokens else [numbers]

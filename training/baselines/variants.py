@@ -89,7 +89,7 @@ class BeforeNorm(Fwd2BotForConditionalGeneration):
 class LayerMix(Fwd2BotForConditionalGeneration):
     """What every layer gives at the queries, scaled to one size and added by learned weights, is projected.
 
-    At first it is the mean of all layers.
+    At first it is the mean of all layers; the weights may take any sum and sign.
     """
 
     def __init__(self, config: Any, **kwargs: Any):
