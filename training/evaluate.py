@@ -36,7 +36,7 @@ from .commands import command_of
 from .cost import costs
 from .presence import SORTS, presence_questions
 from .provenance import SEED, provenance
-from .recipe import load_sources
+from .recipe import DTYPES, load_sources
 from .scene_retrieval import draw_captions, retrieval_figures, text_tokens
 from .scenes import (
     Question,
@@ -335,7 +335,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--lengths", type=int, nargs="+", metavar="K", help="default: the checkpoint's summary_lengths"
     )
     parser.add_argument("--batch-size", type=int, help="default: 250 scenes, or 16 rows of data")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
     parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--shapes-only", action="store_true", help="scenes that need no emoji font")
     data = parser.add_argument_group("on data sets")

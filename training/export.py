@@ -23,9 +23,9 @@ from fwd2bot.folder_fwd2bot import draft_folder
 from .commands import COMMAND, STEPS
 from .model_card import CardOptions, is_hub_id, languages_of, model_card
 from .push import Destination, check_destination, listing, push
+from .recipe import DTYPES
 
 CARD, EVALUATION, RECIPE = "README.md", "evaluation.json", "recipe.json"
-DTYPES = ("float16", "bfloat16", "float32")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -384,7 +384,11 @@ def test_row_has_its_own_share_of_all_learning_rates(backbone, recipe):
     assert rates == pytest.approx({"rest": 0.001, "matrices": 0.002, "adapters_matrices": 0.003})
 
 
-def test_unknown_row_is_refused(tmp_path, capsys):
+def test_unknown_row_and_no_time_to_train_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run.main([str(tmp_path), "--rows", "typo"])
     assert "unknown row typo; choose from" in capsys.readouterr().err
+    for minutes in ("0", "-1"):
+        with pytest.raises(SystemExit):
+            run.main([str(tmp_path), "--minutes", minutes])
+        assert f"--minutes must be more than 0, got {minutes}" in capsys.readouterr().err

@@ -43,28 +43,22 @@ class Captions(AbsTaskRetrieval):
     """Each caption looks for one of six pictures; no data is downloaded."""
 
     metadata = metadata("LocalCaptionsT2I", "Any2AnyRetrieval", "t2i", "ndcg_at_10")
+    sides = ("queries", "corpus")  # that the captions and the pictures are on
 
     def load_data(self, **kwargs):
         ids = [str(number) for number in range(len(CAPTIONS))]
-        texts = Dataset.from_dict({"id": ids, "text": CAPTIONS})
+        both = (Dataset.from_dict({"id": ids, "text": CAPTIONS}), with_pictures({"id": ids}))
         relevant = {one: {one: 1} for one in ids}
-        split = {"queries": texts, "corpus": with_pictures({"id": ids}), "relevant_docs": relevant, "top_ranked": None}
+        split = dict(zip(self.sides, both, strict=True)) | {"relevant_docs": relevant, "top_ranked": None}
         self.dataset = {"default": {"test": split}}
         self.data_loaded = True
 
 
-class Pictures(AbsTaskRetrieval):
+class Pictures(Captions):
     """Each of six pictures looks for its caption."""
 
     metadata = metadata("LocalCaptionsI2T", "Any2AnyRetrieval", "i2t", "ndcg_at_10")
-
-    def load_data(self, **kwargs):
-        ids = [str(number) for number in range(len(CAPTIONS))]
-        texts = Dataset.from_dict({"id": ids, "text": CAPTIONS})
-        relevant = {one: {one: 1} for one in ids}
-        split = {"queries": with_pictures({"id": ids}), "corpus": texts, "relevant_docs": relevant, "top_ranked": None}
-        self.dataset = {"default": {"test": split}}
-        self.data_loaded = True
+    sides = ("corpus", "queries")
 
 
 class Crepe(AbsTaskImageTextPairClassification):

@@ -32,6 +32,10 @@ FIGURES = {
     "full caption finds picture": ("full_caption_to_image", "recall@1"),
     "picture finds full caption": ("image_to_full_caption", "recall@1"),
     "hard negatives": ("hard_negatives", "mean"),
+    "short caption finds picture": ("short_caption_to_image", "recall@1"),
+    "field's colour": ("answers", "background"),
+    "places": ("answers", "place"),
+    "neighbours": ("answers", "neighbour"),
 }
 # The same of each data set, as far as it has them, after its name. No consistency: the first rows cut groups apart.
 OF_SOURCES = {
