@@ -112,10 +112,12 @@ def test_further_seeds_of_a_row_stand_in_its_line_and_are_counted_apart(tmp_path
 
 def test_further_comparison_has_its_own_plot_against_tokens(tmp_path):
     folder = write(tmp_path / "results", result("fwd2bot", "fwd2bot", 0, 0.5))
-    write(folder / "long", result("fwd2bot", "fwd2bot", 0, 0.7, steps=20))
+    write(folder / "long", *(result(name, name, 0, 0.7, steps=20) for name in ("fwd2bot", "cache")))
+    write(folder / "one-method", result("fwd2bot", "fwd2bot", 0, 0.7, steps=30))
     report.main([str(folder), str(tmp_path / "docs")])
-    main, apart = (tmp_path / "docs" / "results.md").read_text().split("## Apart: long")
-    assert "(results-long-tokens.png)" in apart and "long" not in main
+    page = (tmp_path / "docs" / "results.md").read_text()
+    main, apart = page.split("## Apart: one method")[0].split("## Apart: long")
+    assert "(results-long-tokens.png)" in apart and "long" not in main and "## Apart: one method" in page
     assert {file.name for file in (tmp_path / "docs").glob("*.png")} == {
         "results-tokens.png",
         "results-bytes.png",

@@ -322,9 +322,12 @@ def _not_run(open_rows: Sequence[Row]) -> list[str]:
 
 
 def plot(found: list[dict[str, Any]], folder: Path, name: str = "") -> list[str]:
-    """Questions right against tokens, and of the main comparison (no `name`) against bytes; the names of the files."""
+    """Questions right against tokens, and of the main comparison (no `name`) against bytes; the names of the files.
+
+    Of a further comparison only where it has two methods, which a plot can compare.
+    """
     points = _points(found)
-    if not points:
+    if len(points) < (2 if name else 1):
         return []
     import matplotlib
 
