@@ -140,6 +140,7 @@ def rows() -> list[Row]:
     seeds = [Row(r.name, r.method, r.lengths, seed) for seed in (1, 2) for r in head if r.name in named]
     rates = [Row(f"{r.name}-rate0.3", r.method, r.lengths, rate=0.3) for r in head if r.method != BARE]
     rates += [Row("uncompressed_lora-rate0.1", "uncompressed_lora", [], rate=0.1)]
+    rates += [Row("full_fine_tuning-rate0.1", "full_fine_tuning", rate=0.1)]
     return [*head, *rates, *ablations, *more, *seeds, *details]
 
 

@@ -95,40 +95,46 @@ class AttentionPruning(TokenBaseline):
 
     def reduce(self, tokens: torch.Tensor, num_tokens: int, scores: torch.Tensor | None) -> torch.Tensor:
         best = scores.topk(num_tokens, dim=1).indices.sort(1).values  # (N, k)
-        return tokens.gather(1, best.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+        return _take(tokens, best)
 
 
 class TokenMerging(TokenBaseline):
-    """Tokens merged with their most similar ones, half of them with the other half, until k are left.
+    """Tokens merged with their most similar ones, a few at a time, until k are left, in the order of the image.
 
     Bipartite soft matching of ToMe (arXiv 2210.09461): every second token looks for the most similar one of the
-    others, the most similar pairs become their mean, weighted by how many tokens each is made of.
+    others, the most similar pairs become their mean, weighted by how many tokens each is made of. ToMe merges some
+    tokens in every layer of the vision tower; here an eighth of what is left at every step, behind the connector.
     """
 
     def reduce(self, tokens: torch.Tensor, num_tokens: int, scores: torch.Tensor | None) -> torch.Tensor:
         sizes = tokens.new_ones(*tokens.shape[:2], 1)  # (N, T, 1)
-        while tokens.shape[1] > num_tokens:
-            tokens, sizes = _merge(tokens, sizes, min(tokens.shape[1] - num_tokens, tokens.shape[1] // 2))
+        while (length := tokens.shape[1]) > num_tokens:
+            tokens, sizes = _merge(tokens, sizes, min(length - num_tokens, max(1, length // 8)))
         return tokens
 
 
 def _merge(tokens: torch.Tensor, sizes: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`count` of every second token merged into those between; `(N, T - count, d)` and their sizes."""
+    """`count` of every second token merged into those between; `(N, T - count, d)` and their sizes, in their order."""
     unit = F.normalize(tokens, dim=-1)
     similar, partner = (unit[:, 1::2] @ unit[:, ::2].transpose(1, 2)).max(-1)  # (N, T // 2), the even one of each odd
     order = similar.argsort(dim=1, descending=True)  # (N, T // 2)
-    merged, kept = order[:, :count], order[:, count:].sort(dim=1).values
+    merged, kept = order[:, :count], order[:, count:]
     width = tokens.shape[-1]
-
-    def take(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        return values.gather(1, places.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
     odd, odd_sizes = tokens[:, 1::2], sizes[:, 1::2]
     into = partner.gather(1, merged).unsqueeze(-1)  # (N, count, 1)
-    moved = take(odd_sizes, merged)  # (N, count, 1)
-    total = (tokens[:, ::2] * sizes[:, ::2]).scatter_add(1, into.expand(-1, -1, width), take(odd, merged) * moved)
+    moved = _take(odd_sizes, merged)  # (N, count, 1)
+    total = (tokens[:, ::2] * sizes[:, ::2]).scatter_add(1, into.expand(-1, -1, width), _take(odd, merged) * moved)
     weight = sizes[:, ::2].scatter_add(1, into, moved)
-    return torch.cat([total / weight, take(odd, kept)], 1), torch.cat([weight, take(odd_sizes, kept)], 1)
+    evens = torch.arange(0, tokens.shape[1], 2, device=tokens.device).expand(len(tokens), -1)
+    places = torch.cat([evens, 2 * kept + 1], 1).argsort(dim=1)  # (N, T - count)
+    left, left_sizes = torch.cat([total / weight, _take(odd, kept)], 1), torch.cat([weight, _take(odd_sizes, kept)], 1)
+    return _take(left, places), _take(left_sizes, places)
+
+
+def _take(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """`(N, M, d)`: of `(N, T, d)` those at `places` `(N, M)`."""
+    return values.gather(1, places.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
 class QueryTransformer(TokenBaseline):
