@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from fwd2bot.backbone_fwd2bot import merged_token_id
 from fwd2bot.processing_fwd2bot import adds_special_tokens
 
 from .metrics import exact_match
@@ -81,9 +82,10 @@ def answer_from_summary(
 
 def image_tokens(processor: Any) -> int:
     """Number of image tokens that the backbone reads for one picture."""
-    image_token = processor.image_token
-    inputs = processor(images=[Image.new("RGB", (96, 96))], text=[image_token], return_tensors="pt")
-    return int((inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids(image_token)).sum())
+    turn = {"role": "user", "content": [{"type": "image"}]}
+    prompt = processor.apply_chat_template([turn], add_generation_prompt=True)
+    inputs = processor(images=[[Image.new("RGB", (96, 96))]], text=[prompt], return_tensors="pt")
+    return int((inputs["input_ids"] == merged_token_id(processor)).sum())
 
 
 def right_by_kind(asked: list[Asked], answers: list[str]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from .figures import batches, embed_texts
 from .metrics import preference, winoground_scores
 from .source_reader import Judged, SourceReader
+from .sources import content_hash
 
 
 @torch.no_grad()
@@ -24,9 +25,10 @@ def compositional_figures(
 ) -> dict[str, Any]:
     """Figures of a Fwd2Bot on a source of format sugarcrepe or winoground: "rows", "pictures", and a dict per "k=...".
 
-    Of sugarcrepe: `preference`, the share of rows whose picture is nearer to the true caption than to the false one,
-    for each category (of SugarCrepe's own files the sort), and their mean. Of winoground: `text`, `image` and `group`,
-    see `winoground_scores`, over all rows and by category. Uncompressed a backbone embeds nothing.
+    Of sugarcrepe: `preference`, the share of false captions to which the picture is less near than to its true one
+    (the first of several), for each category (of SugarCrepe's own files the sort), and their mean. Of winoground:
+    `text`, `image` and `group`, see `winoground_scores`, over all rows and by category. Uncompressed a backbone embeds
+    nothing.
 
     Args: see `source_figures`.
 
@@ -42,7 +44,7 @@ def compositional_figures(
         for k in lengths:
             embeds[k] += model.embed(summary=summary, num_summary_tokens=k).cpu()
         for one in part:
-            pictures.add(one.image_group)
+            pictures.update(map(content_hash, one.images))
             one.images = []  # of which only the embeddings are needed from here on
         rows += part
     if not rows:

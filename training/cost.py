@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from fwd2bot.backbone_fwd2bot import merged_token_id
+
 from .answering import uncompressed_inputs
 
 REPEATS = 5
@@ -34,9 +36,8 @@ def costs(
     answers: dict[str, tuple[int, int, Callable[..., Any]]] = {}
     if uncompressed:
         inputs = uncompressed_inputs(model, bare, [[image]], [prompt])
-        image_token = bare.tokenizer.convert_tokens_to_ids(bare.image_token)
         generate = getattr(model, "generate_uncompressed", model.generate)
-        tokens = int((inputs["input_ids"] == image_token).sum())
+        tokens = int((inputs["input_ids"] == merged_token_id(bare)).sum())
         answers["uncompressed"] = (tokens, width, partial(generate, **inputs))
     if lengths:
         summary = model.compress(**processor.process_images([image]).to(model.device))
@@ -56,9 +57,10 @@ def costs(
 
 
 def _cache_bytes(answer: Callable[..., Any]) -> float:
-    """Bytes of keys and values for each token of the prompt."""
+    """Bytes of keys and values for each token of the prompt; layers of linear attention have none."""
     cache = answer(max_new_tokens=1, do_sample=False, return_dict_in_generate=True).past_key_values
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) / cache.get_seq_length()
+    layers = [layer for layer in cache.layers if hasattr(layer, "keys")]
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) / cache.get_seq_length()
 
 
 def _first_token_ms(answer: Callable[..., Any], device: torch.device) -> float:

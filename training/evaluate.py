@@ -214,7 +214,7 @@ def evaluate_model(
             **answers(from_all_tokens),
             "bytes_per_image": image_tokens(bare_processor) * width * 2,
         }
-    lengths = list(model.config.summary_lengths if lengths is None else lengths) if is_fwd2bot else []
+    lengths = list(dict.fromkeys(model.config.summary_lengths if lengths is None else lengths)) if is_fwd2bot else []
     asking = [{"type": "image"}, {"type": "text", "text": asked[0][1].text}]
     prompt = bare_processor.apply_chat_template([{"role": "user", "content": asking}], add_generation_prompt=True)
     results["cost"] = costs(model, processor, images[0], prompt, lengths, uncompressed)

@@ -58,10 +58,10 @@ class Fwd2BotLmms(lmms):
     ):
         super().__init__()
         self.uncompressed, self.batch_size = uncompressed, check_batch_size(batch_size)
-        accelerator = Accelerator()
-        self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+        self.accelerator = Accelerator()  # by which lmms-eval counts and gathers the rows of several processes
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if self._world_size > 1 or device is None:
-            device = accelerator.device
+            device = self.accelerator.device
         revision = revision or "main"
         self.model = Fwd2BotForConditionalGeneration.from_pretrained(
             pretrained, revision=revision, dtype=getattr(torch, check_dtype(dtype))
@@ -69,6 +69,10 @@ class Fwd2BotLmms(lmms):
         self.model.eval().to(device)
         self.processor = Fwd2BotProcessor.from_pretrained(pretrained, revision=revision)
         self.num_summary_tokens = check_num_summary_tokens(num_summary_tokens, self.model.config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """The answers in the order of the requests."""

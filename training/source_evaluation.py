@@ -47,7 +47,7 @@ def evaluate_sources(
         ValueError: a length that the model does not have, or a source that has nothing to judge by.
     """
     config = AutoConfig.from_pretrained(checkpoint)
-    lengths = list(config.summary_lengths if lengths is None else lengths)
+    lengths = list(dict.fromkeys(config.summary_lengths if lengths is None else lengths))
     check_lengths(config, lengths)
     model = Fwd2BotForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype).eval().to(device)
     processor = Fwd2BotProcessor.from_pretrained(checkpoint)
@@ -116,9 +116,9 @@ def counted(figures: dict[str, Any]) -> str:
 
 
 def with_cost(figures: dict[str, Any]) -> dict[str, dict[str, float | int]]:
-    """The figures of each setting as one level, their costs at the end."""
+    """The figures of each setting as one level, their costs at the end; bytes are the mean, where there is one."""
     cost = figures.get("cost", {})
-    return {setting: flatten(figures[setting] | cost.get(setting, {})) for setting in settings_of(figures)}
+    return {s: flatten({**figures[s], **cost.get(s, {}), **figures[s]}) for s in settings_of(figures)}
 
 
 def shown(name: str, value: float | int | None) -> str:
@@ -136,7 +136,7 @@ def format_source_results(results: dict[str, Any]) -> str:
     """The results as plain tables, one for each source."""
     lines = []
     for name, figures in results["sources"].items():
-        lines.append(f"{results['checkpoint']} on {name}: {counted(figures)}")
+        lines.append(f"{results['checkpoint']} on {name}: {counted(figures)}; in per cent, CIDEr times 100")
         lines.append(" " * 44 + "".join(f"{setting:>14}" for setting in settings_of(figures)))
         lines += [
             f"{figure:<44}" + "".join(f"{shown(figure, value):>14}" for value in values)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import tiny
@@ -180,6 +181,11 @@ def test_grid_goes_on_where_it_was_and_refuses_another_budget(backbone, recipe_f
         *(f"open  pooling-k4-seed{seed}" for seed in (0, 1, 2)),
     ]
     assert "results is not there yet, so no row is done" in said.err
+    folder.mkdir()
+    (folder / "cache-seed5.json").touch()  # that of a further seed
+    run.main([str(folder), "--list"])
+    assert capsys.readouterr().out.splitlines()[-1] == "done  cache-seed5"
+    shutil.rmtree(folder)
     command(folder, backbone, recipe_file, "--list", "--seeds", "2")
     assert capsys.readouterr().out == "open  pooling-k4-seed2\n"
     command(folder, backbone, recipe_file)
@@ -311,6 +317,9 @@ def test_unknown_row_and_no_time_to_train_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run.main([str(tmp_path), "--rows", "typo"])
     assert "unknown row typo; choose from" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run.main([str(tmp_path), "--rows", "cache", "--seeds", "1", "-1"])
+    assert "--seeds must be 0 or more, got -1" in capsys.readouterr().err
     for minutes in ("0", "-1"):
         with pytest.raises(SystemExit):
             run.main([str(tmp_path), "--minutes", minutes])

@@ -174,11 +174,15 @@ def test_folder_that_is_not_there_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         report.main([str(tmp_path / "missing"), str(tmp_path / "docs")])
     assert "missing is no folder; give the one that baselines.run wrote" in capsys.readouterr().err
+    (tmp_path / "page.md").write_text("")
+    with pytest.raises(SystemExit):
+        report.main([str(tmp_path), str(tmp_path / "page.md")])
+    assert "page.md is no folder; name one for results.md and its plots" in capsys.readouterr().err
 
 
 def test_results_of_different_budgets_are_not_put_into_one_table(tmp_path):
     write(tmp_path, result("fwd2bot", "fwd2bot", 0, 0.5), result("pooling-k4", "pooling", 0, 0.5, steps=20))
-    with pytest.raises(ValueError, match=r"different steps, \['10', '20'\]"):
+    with pytest.raises(ValueError, match=r"steps: 10 \(fwd2bot-seed0.json\), 20 \(pooling-k4-seed0.json\)"):
         report.read(tmp_path)
 
 

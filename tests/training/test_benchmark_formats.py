@@ -98,7 +98,9 @@ def test_winoground_rows_score_as_their_embeddings_say(parts, folder):
     fields = {"format": "winoground", "columns": {"category": "tag"}}
     recipe = SourceRecipe(**source(folder, "wino.jsonl", rows, **fields))
     reader = SourceReader(Source(recipe), SourcesData(sources=[recipe]), parts[1])
-    found = compositional_figures(*parts, reader, [4], batch_size=2)["k=4"]["winoground"]
+    figures = compositional_figures(*parts, reader, [4], batch_size=2)
+    assert (figures["rows"], figures["pictures"]) == (3, 6)
+    found = figures["k=4"]["winoground"]
     text, image = [], []
     for i in range(0, 6, 2):
         (a, b), (c, d) = scores[i : i + 2].tolist()  # picture i with both captions, then picture i + 1

@@ -130,6 +130,6 @@ def test_command_line_writes_figures_of_every_source(folder, tmp_path, capsys):
     assert results["command"].startswith("python -m fwd2bot.training.evaluate checkpoint --data judged.yaml --rows 4")
     said = capsys.readouterr().out
     assert "text_to_image recall@1" in said and "checkpoint on captions: 4 rows, 4 pictures, 4 captions" in said
-    assert "checkpoint on chat: 4 rows, 4 pictures\n" in said
+    assert "checkpoint on chat: 4 rows, 4 pictures; in per cent, CIDEr times 100\n" in said
     with pytest.raises(SystemExit, match="there is no recipe"):
         main([str(checkpoint), "--data", "typo.yaml"])

@@ -1,5 +1,11 @@
 """lmms-eval's own evaluation on a tiny local task, with a tiny random model."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import tiny
 import yaml
@@ -95,6 +101,41 @@ def test_local_task_runs_through_the_plugin_and_counts_the_right_answers(checkpo
         log_samples=False,
     )
     assert results["results"]["local_questions"]["right,none"] == 0.75
+
+
+TWO = """
+import json, sys
+import torchvision_on_cpu
+from lmms_eval.evaluator import simple_evaluate
+from lmms_eval.tasks import TaskManager
+
+checkpoint, folder = sys.argv[1:]
+found = simple_evaluate(
+    model="fwd2bot",
+    model_args=f"pretrained={checkpoint},num_summary_tokens=2",
+    tasks=["local_questions"],
+    task_manager=TaskManager(include_path=folder),
+    bootstrap_iters=0,
+    distributed_executor_backend="accelerate",
+)
+if found:  # on the first process alone
+    rows = found["samples"]["local_questions"]
+    said = {"results": found["results"]["local_questions"], "rows": len(rows)}
+    open(f"{folder}/found.json", "x").write(json.dumps(said))
+"""
+
+
+def test_two_processes_share_the_rows(checkpoint, task, tmp_path):
+    folder = task([*answers(2)[:3], "another"])
+    script = tmp_path / "script.py"
+    script.write_text(TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command += [str(script), str(checkpoint), str(folder)]
+    done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((folder / "found.json").read_text())
+    assert found["rows"] == 4 and found["results"]["right,none"] == 0.75
 
 
 def test_model_is_registered_by_the_entry_point():

@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         others = {folder.name: read(folder) for folder in sorted(args.results.iterdir()) if folder.is_dir()}
     except ValueError as error:
         sys.exit(f"error: {error}")
+    if args.docs.exists() and not args.docs.is_dir():
+        parser.error(f"{args.docs} is no folder; name one for results.md and its plots")
     args.docs.mkdir(parents=True, exist_ok=True)
     others = {name: results for name, results in others.items() if results}
     plots = {"": plot(found, args.docs)}
@@ -90,9 +92,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{folder} has results of {', '.join(unknown)}, which is no row of the grid; take them out")
     found.sort(key=lambda result: (names.index(result["name"]), result["seed"]))
     for name in BUDGET:
-        values = {str(result.get(name)) for result in found}
+        values = {str(result.get(name)): f"{result['name']}-seed{result['seed']}.json" for result in found}
         if len(values) > 1:
-            raise ValueError(f"the results in {folder} have different {name}, {sorted(values)}; report them apart")
+            differ = ", ".join(f"{value} ({file})" for value, file in sorted(values.items()))
+            raise ValueError(f"the results in {folder} have different {name}: {differ}; report them apart")
     recipes = [result["recipe"] for result in found if "recipe" in result]
     for one in recipes:
         differ = differences(recipes[0], one, sorted({**recipes[0], **one}))
@@ -292,10 +295,14 @@ def _methods(found: list[dict[str, Any]]) -> list[str]:
     for result in found:
         loss = "" if result["loss"] is None else " to ".join(f"{value:.2f}" for value in result["loss"])
         cells = [result["name"], str(result["seed"]), result["about"], _changed(result)]
-        cells += [f"{result['trained_parameters']:,}", str(result["steps_done"]), f"{result['seconds']:.0f}", loss]
+        cells += [f"{result['trained_parameters']:,}", str(result["steps_done"]), loss]
         body.append([*cells, f"{result.get('fingerprint', '')[:8]}"])
-    header = ["row", "seed", "what", "changed", "trained numbers", "steps", "seconds", "loss", "weights"]
-    return table(header, body).splitlines()
+    header = ["row", "seed", "what", "changed", "trained numbers", "steps", "loss", "weights"]
+    said = (
+        "`loss` is the first and the last that was logged, of all that a row trains on: with the weighted contrastive "
+        "loss where it embeds, so that it compares among those that do or those that do not."
+    )
+    return [said, "", *table(header, body).splitlines()]
 
 
 def _changed(row: dict[str, Any]) -> str:

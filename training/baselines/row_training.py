@@ -113,7 +113,10 @@ def bare_backbone(source: str, folder: Path) -> Path:
         raise ValueError(
             f"{source} is no folder, and no name on the Hub (owner/name). Name a LLaVA, or a Fwd2Bot on one."
         )
-    config = AutoConfig.from_pretrained(source)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except OSError as error:  # transformers says it in several lines, about the Hub first
+        raise ValueError(f"{source} has no config.json here, nor on the Hub; name a LLaVA, or a Fwd2Bot") from error
     kind = getattr(config, "backbone_config", config).model_type
     if kind != "llava":
         raise ValueError(f"{source} is a {kind}; the comparison is written for LLaVA. Name one, or a Fwd2Bot on one.")

@@ -66,8 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.list:
         if not args.output.is_dir():
             print(f"{args.output} is not there yet, so no row is done", file=sys.stderr)
+        done = {file.name for file in args.output.glob("*-seed*.json")}
         for row in chosen:
-            print(f"{'done' if (args.output / row.file).exists() else 'open':<6}{row.file.removesuffix('.json')}")
+            print(f"{'done' if row.file in done else 'open':<6}{row.file.removesuffix('.json')}")
+        if args.rows is None and args.seeds is None:  # of further seeds
+            for name in sorted(done - {row.file for row in chosen}):
+                print(f"done  {name.removesuffix('.json')}")
         return
     options = {name: getattr(args, name) for name in ("steps", "minutes", "test_pictures")}
     try:  # what makes the rows impossible is told before any trains
@@ -221,6 +225,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(arguments)
     try:
         chosen_rows(args.rows, args.seeds)
+        if args.seeds and min(args.seeds) < 0:
+            raise ValueError(f"--seeds must be 0 or more, got {min(args.seeds)}")
     except ValueError as error:
         parser.error(str(error))
     for name in ("steps", "test_pictures"):
