@@ -5,7 +5,8 @@ ARGS ?=
 JOBS ?= 2
 
 PY := $(VENV)/bin/python
-PIP_INSTALL := -m pip install --disable-pip-version-check
+# Bytecode is made of what is imported, when it is: half a minute less for each environment than of all there is.
+PIP_INSTALL := -m pip install --disable-pip-version-check --no-compile
 # The tests of one file stay in one process, since they share what is costly to build.
 PYTEST := -m pytest -n $(JOBS) --dist loadfile
 # Environments of their own, for tests that need other packages than the rest.

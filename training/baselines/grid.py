@@ -12,6 +12,7 @@ from .variants import (
     AttentionPooling,
     BeforeNorm,
     FullFineTuning,
+    LargerProjector,
     LastPooling,
     LayerMix,
     MlpProjector,
@@ -58,6 +59,9 @@ METHODS = {
     "full_fine_tuning": Method(FullFineTuning, embeds=True, about="the language model trains, no adapters"),
     "no_projector": Method(NoProjector, embeds=True, shares=False, about="no summary projector"),
     "norm_projector": Method(NormProjector, embeds=True, shares=False, about="a norm, not a linear projector"),
+    "larger_projector": Method(
+        LargerProjector, embeds=True, shares=False, about="the linear projector begins 4.3 times as large"
+    ),
     "mlp_projector": Method(MlpProjector, embeds=True, shares=False, about="an MLP beside the linear projector"),
     "single_forward": Method(
         SingleForward, embeds=True, about="one pass, one adapter: the answer reads the queries in every layer"
@@ -130,6 +134,7 @@ def rows() -> list[Row]:
         *(Row(f"contrastive_weight-{w:g}", "fwd2bot", config={"contrastive_loss_weight": w}) for w in (0.03, 1.0)),
         Row("no_projector", "no_projector"),
         Row("mlp_projector", "mlp_projector"),
+        Row("larger_projector", "larger_projector"),
         Row("rank-half", "fwd2bot", rank=0.5),
         Row("rank-double", "fwd2bot", rank=2.0),
         Row("prompt", "fwd2bot", config={"image_prompt": "Remember:", "text_prompt": "Remember:"}),

@@ -72,6 +72,16 @@ class NormProjector(Fwd2BotForConditionalGeneration):
         nn.init.constant_(self.summary_projector.weight, 0.1)
 
 
+class LargerProjector(Fwd2BotForConditionalGeneration):
+    """The linear projector begins at 0.43 of the identity, not a tenth, so that summaries are as large as `BeforeNorm`'s."""
+
+    def __init__(self, config: Any, **kwargs: Any):
+        super().__init__(config, **kwargs)
+        nn.init.eye_(self.summary_projector.weight)
+        with torch.no_grad():
+            self.summary_projector.weight.mul_(0.43)
+
+
 class BeforeNorm(Fwd2BotForConditionalGeneration):
     """What the last layer gives at the queries is projected as it is, before the language model's final norm."""
 
