@@ -73,7 +73,7 @@ class NormProjector(Fwd2BotForConditionalGeneration):
 
 
 class LargerProjector(Fwd2BotForConditionalGeneration):
-    """The linear projector begins at 0.43 of the identity, not a tenth, so that summaries are as large as `BeforeNorm`'s."""
+    """The linear projector begins at 0.43 of the identity, not 0.1: summaries begin as large as `BeforeNorm`'s."""
 
     def __init__(self, config: Any, **kwargs: Any):
         super().__init__(config, **kwargs)
