@@ -53,6 +53,9 @@ class Fwd2BotConfig(PreTrainedConfig):
             Weights of the two losses in `forward`.
         contrastive_loss (`str`):
             "infonce" (as CLIP) or "sigmoid" (as SigLIP), which has a learnt bias, `logit_bias`, among the weights.
+        summary_norm (`bool`):
+            Whether a summary is projected from the last hidden states as the language model gives them, or, if False,
+            from before its final norm. Source: `before_norm` in the comparison of `docs/results.md`.
         initial_temperature, min_temperature (`float`):
             Temperature of the contrastive loss: where the learnt one starts, and its lower clamp.
         train_connector (`bool`):
@@ -92,6 +95,7 @@ class Fwd2BotConfig(PreTrainedConfig):
     contrastive_loss_weight: float = 1.0
     contrastive_loss: str = "infonce"
     train_connector: bool = False
+    summary_norm: bool = True
     initial_temperature: float = 0.07
     min_temperature: float = 0.01
     fingerprint: str | None = None
@@ -129,7 +133,7 @@ class Fwd2BotConfig(PreTrainedConfig):
             )
         if self.adapters is not None:
             self._validate_adapters()
-        for name in ("adapter_only", "train_connector"):
+        for name in ("adapter_only", "summary_norm", "train_connector"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be true or false, got {getattr(self, name)!r}.")
         if self.contrastive_loss not in CONTRASTIVE_LOSSES:

@@ -25,6 +25,7 @@ MODEL_FILES = (
     "checkpoint_fwd2bot.py",
     "configuration_fwd2bot.py",
     "export_fwd2bot.py",
+    "final_norm_fwd2bot.py",
     "fingerprint_fwd2bot.py",
     "folder_fwd2bot.py",
     "generation_fwd2bot.py",

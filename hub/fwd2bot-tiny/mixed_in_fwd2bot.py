@@ -18,6 +18,7 @@ class Running(threading.local):
     stage: str | None = None
     words: bool = False
     last: int | None = None
+    without_norm: bool = False
 
 
 RUNNING = Running()

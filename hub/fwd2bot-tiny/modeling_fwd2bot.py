@@ -30,6 +30,7 @@ from .backbone_fwd2bot import causal_token_types, connector_parameters, reads_to
 from .checkpoint_fwd2bot import CheckpointMixin
 from .configuration_fwd2bot import STAGES, Fwd2BotConfig, check_lengths, check_num_summary_tokens
 from .export_fwd2bot import ExportMixin
+from .final_norm_fwd2bot import install_final_norm
 from .generation_fwd2bot import SummaryGenerationMixin, take_prefixed
 from .last_positions_fwd2bot import install_last_positions, only_last_positions
 from .losses_fwd2bot import INITIAL_LOGIT_BIAS, autoregressive_loss, contrastive_loss, sigmoid_loss
@@ -101,6 +102,8 @@ class Fwd2BotForConditionalGeneration(
             self._left_out += drop_head(backbone)
         if not torch.empty(0).is_meta:  # in loading, afterwards: quantisers replace what is torch.nn.Linear itself
             install_last_positions(backbone.get_decoder())
+        if not config.summary_norm:
+            install_final_norm(backbone.get_decoder())
         self.summary_projector = nn.Linear(width, width)
         nn.init.zeros_(self.summary_projector.bias)
         nn.init.eye_(self.summary_projector.weight)

@@ -8,6 +8,7 @@ from transformers.utils import ModelOutput
 from .adapters_fwd2bot import run_stage
 from .backbone_fwd2bot import causal_token_types, with_queries
 from .last_positions_fwd2bot import only_last_positions
+from .mixed_in_fwd2bot import during
 from .packing_fwd2bot import check_packable, packed_attention_mask
 from .placeholders_fwd2bot import expand_placeholders, position_ids_from_mask
 from .summary_fwd2bot import Fwd2BotSummary
@@ -18,7 +19,7 @@ class PassesMixin:
 
     def _compress_pass(self, num_summary_tokens: int, **inputs: Any) -> torch.Tensor:
         """`[image or text][prompt]` rows `(N, L)` -> summary tokens `(N, k, d)`, with gradients."""
-        with only_last_positions(num_summary_tokens):
+        with only_last_positions(num_summary_tokens), during(without_norm=not self.config.summary_norm):
             hidden = self._read_with_queries(num_summary_tokens, **inputs).last_hidden_state  # (N, L + k, d)
         # What trains may be in float32 on a backbone in lower precision: PEFT's layers cast likewise.
         return self.summary_projector(hidden[:, -num_summary_tokens:].to(self.summary_projector.weight.dtype))

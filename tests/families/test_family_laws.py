@@ -233,6 +233,23 @@ def test_large_pictures_go_through_the_processor_in_groups(name, monkeypatch):
     assert [picture.tobytes() for picture in large] == before
 
 
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_summary_may_be_made_of_what_the_last_layer_gives(name):
+    backbone, processor = build(name)
+    options = {"num_summary_tokens": 2, "lora_rank": 2, "summary_norm": False}
+    if not hasattr(backbone.get_decoder(), "norm"):
+        with pytest.raises(ValueError, match="summary_norm=False needs"):
+            Fwd2BotForConditionalGeneration.from_backbone(backbone, **options)
+        return
+    model = Fwd2BotForConditionalGeneration.from_backbone(backbone, **options).eval()
+    given = []
+    watch = model.get_decoder().layers[-1].register_forward_hook(lambda layer, inputs, output: given.append(output))
+    tokens = model.compress(**Fwd2BotProcessor(processor).process_images(pictures()[:1])).tokens
+    watch.remove()
+    states = given[0][0] if isinstance(given[0], tuple) else given[0]
+    torch.testing.assert_close(tokens, model.summary_projector(states[:, -2:]), **CLOSE)
+
+
 @pytest.mark.parametrize("name", sorted(PADDED))
 def test_rows_of_the_embedding_past_the_tokenizer_are_not_read(name):
     model, processor = fwd2bot_on(name)

@@ -11,8 +11,8 @@ from fwd2bot.backbone_fwd2bot import with_queries
 from fwd2bot.training.baselines.cache_model import SingleForward
 from fwd2bot.training.baselines.variants import (
     AttentionPooling,
-    BeforeNorm,
     FullFineTuning,
+    LargerProjector,
     LastPooling,
     LayerMix,
     MlpProjector,
@@ -29,20 +29,13 @@ def pictures(model, processor=None):
     return model.compress(**inputs).tokens, inputs
 
 
-def test_summary_from_before_the_norm_is_the_usual_one_once_normed():
-    before, usual = made(BeforeNorm), made(Fwd2BotForConditionalGeneration)
-    for model in (before, usual):
-        torch.nn.init.eye_(model.summary_projector.weight)
-        torch.nn.init.zeros_(model.summary_projector.bias)
-        torch.nn.init.uniform_(model.get_decoder().norm.weight, 0.5, 1.5, generator=torch.Generator().manual_seed(0))
-    tokens, _ = pictures(before)
-    assert not torch.allclose(tokens, pictures(usual)[0], atol=0.1)
-    assert torch.allclose(before.get_decoder().norm(tokens), pictures(usual)[0], atol=1e-5)
-    assert not before.get_decoder().norm._forward_pre_hooks
+def test_larger_projector_begins_as_what_it_says():
+    larger, usual = made(LargerProjector), made(Fwd2BotForConditionalGeneration)
+    assert torch.allclose(pictures(larger)[0], 4.3 * pictures(usual)[0], atol=1e-5)
 
 
 def test_mix_of_layers_is_the_last_one_where_its_weight_is_all_there_is():
-    mix, before = made(LayerMix), made(BeforeNorm)
+    mix, before = made(LayerMix), made(Fwd2BotForConditionalGeneration, summary_norm=False)
     assert mix.layer_weights.tolist() == [0.5, 0.5] and "layer_weights" in mix.trained_parameters()
     with torch.no_grad():
         for model in (mix, before):

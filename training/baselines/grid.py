@@ -10,7 +10,6 @@ from .cache_model import CacheCompression, SingleForward
 from .token_models import AllTokens, AttentionPruning, AveragePooling, QueryTransformer, TokenMerging
 from .variants import (
     AttentionPooling,
-    BeforeNorm,
     FullFineTuning,
     LargerProjector,
     LastPooling,
@@ -73,7 +72,9 @@ METHODS = {
         about="the prompt before the picture in the compress pass",
         processor=PromptFirstProcessor,
     ),
-    "before_norm": Method(BeforeNorm, embeds=True, shares=False, about="the summary from before the final norm"),
+    "before_norm": Method(
+        Fwd2BotForConditionalGeneration, embeds=True, shares=False, about="the summary from before the final norm"
+    ),
     "layer_mix": Method(LayerMix, embeds=True, shares=False, about="a weighted sum of all layers, weights learned"),
     "last_pooling": Method(LastPooling, embeds=True, shares=False, about="embedding: the last vector, not the mean"),
     "attention_pooling": Method(
@@ -122,13 +123,13 @@ def rows() -> list[Row]:
     variants = (
         "single_forward",
         "layer_mix",
-        "before_norm",
         "prompt_first",
         "last_pooling",
         "attention_pooling",
         "norm_projector",
     )
     ablations += [Row(name, name) for name in variants]
+    ablations += [Row("before_norm", "before_norm", config={"summary_norm": False})]
     more = [Row(f"{name}-k{k}", name, [k]) for k in (1, 16, 2, 8) for name in ("pooling", "merging", "pruning")]
     details = [
         *(Row(f"contrastive_weight-{w:g}", "fwd2bot", config={"contrastive_loss_weight": w}) for w in (0.03, 1.0)),

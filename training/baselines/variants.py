@@ -11,7 +11,6 @@ from transformers.utils import ModelOutput
 from fwd2bot import Fwd2BotForConditionalGeneration, Fwd2BotProcessor
 from fwd2bot.adapters_fwd2bot import run_stage
 from fwd2bot.backbone_fwd2bot import with_queries
-from fwd2bot.last_positions_fwd2bot import only_last_positions
 
 
 class SharedAdapter(Fwd2BotForConditionalGeneration):
@@ -73,27 +72,13 @@ class NormProjector(Fwd2BotForConditionalGeneration):
 
 
 class LargerProjector(Fwd2BotForConditionalGeneration):
-    """The linear projector begins at 0.43 of the identity, not 0.1: summaries begin as large as `BeforeNorm`'s."""
+    """The linear projector begins at 0.43 of the identity, not 0.1: summaries are as large as without the norm."""
 
     def __init__(self, config: Any, **kwargs: Any):
         super().__init__(config, **kwargs)
         nn.init.eye_(self.summary_projector.weight)
         with torch.no_grad():
             self.summary_projector.weight.mul_(0.43)
-
-
-class BeforeNorm(Fwd2BotForConditionalGeneration):
-    """What the last layer gives at the queries is projected as it is, before the language model's final norm."""
-
-    def _compress_pass(self, num_summary_tokens: int, **inputs: Any) -> torch.Tensor:
-        seen: list[torch.Tensor] = []
-        watch = self.get_decoder().norm.register_forward_pre_hook(lambda norm, given: seen.append(given[0]))
-        try:
-            with only_last_positions(num_summary_tokens):
-                self._read_with_queries(num_summary_tokens, **inputs)
-        finally:
-            watch.remove()
-        return self.summary_projector(seen[0][:, -num_summary_tokens:])  # (N, k, d)
 
 
 class LayerMix(Fwd2BotForConditionalGeneration):
