@@ -150,7 +150,7 @@ class CheckpointMixin(FingerprintMixin):
                 f"for one of them. Choose a stage of {list(STAGES)}, or leave merge_adapters out."
             )
         stored = _stored_config(path, kwargs.get("config"), hub)
-        _check_num_queries(stored, kwargs, path)
+        _check_trained(stored, kwargs, path)
         if stored.get("adapter_only", False):
             model = cls._from_adapters(path, backbone, **kwargs)
             info: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
@@ -316,14 +316,24 @@ def _stored_config(path: str | os.PathLike, config: Any, hub: dict[str, Any]) ->
     return PreTrainedConfig.get_config_dict(path, **hub)[0]
 
 
-def _check_num_queries(stored: dict[str, Any], kwargs: dict[str, Any], path: str | os.PathLike) -> None:
-    """Raise `ValueError` for another number of queries than the checkpoint has, given as an option or in a config."""
+def _check_trained(stored: dict[str, Any], kwargs: dict[str, Any], path: str | os.PathLike) -> None:
+    """Raise `ValueError` for what a checkpoint was not trained with, given as an option or in a config.
+
+    That is another number of queries, or summaries from the other side of the final norm.
+    """
     asked = kwargs.get("num_summary_tokens", getattr(kwargs.get("config"), "num_summary_tokens", None))
     trained = stored.get("num_summary_tokens")
     if None not in (asked, trained) and asked != trained:
         raise ValueError(
             f"num_summary_tokens={asked} cannot be chosen in loading: the model in {path} was trained with {trained} "
             f"summary queries. Choose a length of 1 to {trained} where you compress."
+        )
+    trained = stored.get("summary_norm", True)
+    asked = kwargs.get("summary_norm", getattr(kwargs.get("config"), "summary_norm", trained))
+    if asked != trained:
+        raise ValueError(
+            f"summary_norm={asked} cannot be chosen in loading: the model in {path} was trained with {trained}. Leave "
+            "it out, or train a new model with it."
         )
 
 

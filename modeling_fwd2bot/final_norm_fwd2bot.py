@@ -4,11 +4,13 @@ from typing import Any
 
 from torch import nn
 
-from .mixed_in_fwd2bot import RUNNING, MixedIn, mix_in
+from .mixed_in_fwd2bot import RUNNING
 
 
 def install_final_norm(decoder: nn.Module) -> None:
     """Let a language model's final norm be left out by `during(without_norm=True)`.
+
+    By a hook, since kernels of transformers and others put a `forward` of their own in the place of a norm's.
 
     Raises:
         ValueError: the language model has no `norm`.
@@ -19,13 +21,8 @@ def install_final_norm(decoder: nn.Module) -> None:
             f"summary_norm=False needs a language model whose final norm is its `norm`; {type(decoder).__name__} has "
             "none. Leave summary_norm at True."
         )
-    mix_in(FinalNorm, norm)
+    norm.register_forward_hook(_as_given)
 
 
-class FinalNorm(MixedIn):
-    """Mixed into the final norm of a language model."""
-
-    prefix = "Final"
-
-    def forward(self, hidden_states: Any, *inputs: Any, **kwargs: Any) -> Any:
-        return hidden_states if RUNNING.without_norm else super().forward(hidden_states, *inputs, **kwargs)
+def _as_given(norm: nn.Module, given: tuple[Any, ...], output: Any) -> Any:
+    return given[0] if RUNNING.without_norm else None

@@ -170,6 +170,11 @@ def stored_config(recipe: Recipe, args: TrainingArguments, sharding: Sharding | 
             f"contrastive.loss is {asked}, but {source} was trained with {stored['contrastive_loss']}, "
             "and the two have different weights. Leave it out, or begin with a new model"
         )
+    if settings.get("summary_norm", stored["summary_norm"]) != stored["summary_norm"]:
+        raise ValueError(
+            f"model.config.summary_norm is {settings['summary_norm']}, but {source} was trained with "
+            f"{stored['summary_norm']}. Leave it out, or begin with a new model"
+        )
     config = Fwd2BotConfig.from_dict(stored | settings)
     check_connector(recipe, args, config.train_connector, sharding)
     if sharding and not config.backbone_name_or_path:

@@ -1,6 +1,7 @@
 """What a picture costs, on every family of backbones."""
 
 import pytest
+from PIL import Image
 
 from fwd2bot.training.answering import image_tokens
 from fwd2bot.training.cost import costs
@@ -25,4 +26,6 @@ def test_costs_count_what_the_language_model_reads_in_the_place_of_a_picture(nam
         found["uncompressed"]["bytes_per_image"] == 2 * width * read and found["k=4"]["bytes_per_image"] == 8 * width
     )
     assert 0 < found["k=1"]["cache_bytes"] < found["k=4"]["cache_bytes"]
-    assert image_tokens(processor.backbone_processor) > 1
+    square = Image.new("RGB", (96, 96))
+    read = int((processor.process_images([square])["input_ids"] == merged_token_id(model.backbone)).sum())
+    assert image_tokens(processor.backbone_processor) == read

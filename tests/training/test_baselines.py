@@ -136,9 +136,20 @@ def test_every_method_trains_what_it_should_and_its_loss_falls(method, backbone,
 
 def test_rows_have_as_much_lora_and_those_of_one_adapter_have_it_in_one(backbone, recipe):
     counts = {}
-    for method in ("fwd2bot", "pooling", "pruning", "merging", "query_transformer", "cache", "shared_adapter"):
+    for method in (
+        "fwd2bot",
+        "pooling",
+        "pruning",
+        "merging",
+        "query_transformer",
+        "cache",
+        "shared_adapter",
+        "single_forward",
+    ):
         model, _ = row_training.build(Row("tried", method, [4]), recipe, backbone)
-        counts[method] = sum(p.numel() for name, p in model.trained_parameters().items() if ".lora_" in name)
+        lora = {name: p.numel() for name, p in model.trained_parameters().items() if ".lora_" in name}
+        counts[method] = sum(lora.values())
+        assert any(".compress." in name for name in lora) == (method == "fwd2bot")
     assert len(set(counts.values())) == 1, counts
     models = [row_training.build(Row("tried", "fwd2bot", [4], rank=rank), recipe, backbone)[0] for rank in (1, 2)]
     lora = [[p for n, p in model.trained_parameters().items() if ".lora_" in n] for model in models]
@@ -203,6 +214,9 @@ def test_grid_goes_on_where_it_was_and_refuses_another_budget(backbone, recipe_f
     others = ("--rows", "cache", "--steps", "3")  # its own file is not there yet
     with pytest.raises(SystemExit, match="pooling-k4-seed0.json does not compare .* steps was 2 and is 3"):
         command(folder, backbone, recipe_file, *others)
+    (folder / "pooling-k4-seed0.json").write_text("[]")
+    with pytest.raises(SystemExit, match="pooling-k4-seed0.json is no result of a row .*a list, not an object"):
+        command(folder, backbone, recipe_file)
     (folder / "pooling-k4-seed0.json").write_text("{")
     with pytest.raises(SystemExit, match="pooling-k4-seed0.json is no result of a row .* remove it"):
         command(folder, backbone, recipe_file)

@@ -92,6 +92,9 @@ def test_sigmoid_loss_trains_its_bias_and_is_kept(tmp_path):
     again = recipe(tmp_path, "again", model={"init_from": str(final)}, contrastive={"loss": "infonce"})
     with pytest.raises(ValueError, match="contrastive.loss is infonce, but .* was trained with sigmoid"):
         build_trainer(again)
+    again = recipe(tmp_path, "again", model={"init_from": str(final), "config": {"summary_norm": False}})
+    with pytest.raises(ValueError, match="model.config.summary_norm is False, but .* was trained with True"):
+        build_trainer(again)
 
 
 def test_model_without_the_sigmoid_loss_has_the_weights_that_it_always_had():

@@ -164,6 +164,7 @@ def check_data(recipe: Recipe, split: str | None) -> None:
     usual = Fwd2BotModel()
     unused = [f"model.{name}" for name in UNUSED if getattr(recipe.model, name) != getattr(usual, name)]
     unused += ["contrastive.loss"] if recipe.contrastive.loss is not None else []
+    unused += ["model.config.summary_norm"] if "summary_norm" in recipe.model.config else []  # of `before_norm` alone
     if unused:
         raise ValueError(f"the rows of the comparison have no {', '.join(unused)}; leave it out of the recipe")
     if not isinstance(recipe.data, SourcesData):
@@ -180,7 +181,9 @@ def check_same_budget(file: Path, budget: dict[str, Any]) -> None:
     """Raise ValueError where a result was made under another budget or by another recipe, naming what differs."""
     try:
         stored = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        if not isinstance(stored, dict):
+            raise TypeError(f"a {type(stored).__name__}, not an object")
+    except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{file} is no result of a row ({error}); remove it, and the row is trained again") from error
     differing = [
         f"{name} was {stored.get(name)!r} and is {budget[name]!r}"
