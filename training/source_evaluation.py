@@ -116,9 +116,12 @@ def counted(figures: dict[str, Any]) -> str:
 
 
 def with_cost(figures: dict[str, Any]) -> dict[str, dict[str, float | int]]:
-    """The figures of each setting as one level, their costs at the end; bytes are the mean, where there is one."""
-    cost = figures.get("cost", {})
-    return {s: flatten({**figures[s], **cost.get(s, {}), **figures[s]}) for s in settings_of(figures)}
+    """The figures of each setting as one level, their costs at the end but for what the figures have as a mean."""
+    flat = {}
+    for setting in settings_of(figures):
+        own, cost = figures[setting], figures.get("cost", {}).get(setting, {})
+        flat[setting] = flatten(own | {name: value for name, value in cost.items() if name not in own})
+    return flat
 
 
 def shown(name: str, value: float | int | None) -> str:

@@ -231,6 +231,10 @@ def test_what_makes_the_rows_impossible_leaves_no_folder(backbone, recipe_file, 
         command(folder, tmp_path / "llama", recipe_file)
     with pytest.raises(SystemExit, match="error: .*nowhere is no folder, and no name on the Hub"):
         command(folder, tmp_path / "nowhere", recipe_file)
+    with pytest.raises(SystemExit, match="error: hub/nope has no config.json here, nor on the Hub"):
+        command(folder, "hub/nope", recipe_file)
+    with pytest.raises(SystemExit, match="rows of the comparison have no model.config.summary_norm"):
+        command(folder, backbone, recipe_file, "--steps", "2", "model.config={summary_norm: false}")
     assert not folder.exists()
 
 

@@ -11,6 +11,7 @@ from source_recipes import sources, write_data
 from fwd2bot.training.evaluate import main
 from fwd2bot.training.figures import caption_recall, source_figures
 from fwd2bot.training.recipe import load_sources
+from fwd2bot.training.source_evaluation import with_cost
 from fwd2bot.training.source_reader import SourceReader
 from fwd2bot.training.source_recipe import SourceRecipe, SourcesData
 from fwd2bot.training.sources import Source, UnusableRowsError
@@ -122,7 +123,17 @@ def test_command_line_writes_figures_of_every_source(folder, tmp_path, capsys):
     tiny.tiny_fwd2bot().save_pretrained(checkpoint)
     tiny.tiny_processor().save_pretrained(checkpoint)
     (tmp_path / "judged.yaml").write_text(yaml.safe_dump({"sources": sources(folder)}))
-    options = ["--rows", "4", "--lengths", "2", "--max-new-tokens", "4", "--output", str(tmp_path / "figures.json")]
+    options = [
+        "--rows",
+        "4",
+        "--lengths",
+        "2",
+        "2",
+        "--max-new-tokens",
+        "4",
+        "--output",
+        str(tmp_path / "figures.json"),
+    ]
     main([str(checkpoint), "--data", str(tmp_path / "judged.yaml"), *options])
     results = json.loads((tmp_path / "figures.json").read_text())
     assert set(results["sources"]) == {"chat", "captions"}
@@ -133,3 +144,9 @@ def test_command_line_writes_figures_of_every_source(folder, tmp_path, capsys):
     assert "checkpoint on chat: 4 rows, 4 pictures; in per cent, CIDEr times 100\n" in said
     with pytest.raises(SystemExit, match="there is no recipe"):
         main([str(checkpoint), "--data", "typo.yaml"])
+
+
+def test_mean_over_all_pictures_stands_in_the_table_and_not_the_cost_of_the_first():
+    cost = {"k=2": {"tokens_per_image": 2, "bytes_per_image": 90, "cache_bytes": 7}}
+    table = with_cost({"k=2": {"exact_match": 0.5, "bytes_per_image": 60}, "cost": cost})
+    assert table == {"k=2": {"exact_match": 0.5, "bytes_per_image": 60, "tokens_per_image": 2, "cache_bytes": 7}}
