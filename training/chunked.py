@@ -168,6 +168,7 @@ class ChunkedStep:
         any_image: Mapping[str, torch.Tensor] | None = None,
     ):
         self.model, self.gather, self.sharded = model, gather, is_sharded(model)
+        self.contrastive_weight: float | None = None  # that of the config, while it is None
         self.any_image = {f"compress_{name}": value for name, value in (any_image or {}).items()}
         if self.sharded and not gather:
             raise ValueError(
@@ -230,8 +231,12 @@ class ChunkedStep:
         learnt = learnt * world_size()
         total = config.autoregressive_loss_weight * learnt
         if contrastive is not None:
-            total = total + config.contrastive_loss_weight * share * contrastive
+            total = total + self._contrastive_weight() * share * contrastive
         return Losses(learnt, contrastive, total, torch.zeros(0) if lengths is None else lengths)
+
+    def _contrastive_weight(self) -> float:
+        given = self.contrastive_weight
+        return self.model.config.contrastive_loss_weight if given is None else given
 
     def _draw_lengths(self, seed: str, images: torch.Tensor, image_group: torch.Tensor | None) -> torch.Tensor:
         """`(N,)` of this process's images, as one process would draw them for the images of all.
@@ -286,7 +291,7 @@ class ChunkedStep:
         inputs = [torch.cat(rows).transpose(0, 1) for rows in (images, texts)]  # (K, N, e), (K, M, e)
         learnt = [getattr(self.model, name, None) for name in ("logit_scale", "logit_bias")]
         learnt = [value for value in learnt if value is not None and value.requires_grad]
-        weight = self.model.config.contrastive_loss_weight * share / len(inputs[0])
+        weight = self._contrastive_weight() * share / len(inputs[0])
         losses, of_images, of_texts, of_learnt = [], [], [], [torch.zeros_like(value) for value in learnt]
         for pair in zip(*inputs, strict=True):  # length by length: memory for one matrix of N x M
             images, texts = (rows[None].detach().requires_grad_() for rows in pair)

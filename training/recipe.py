@@ -1,6 +1,7 @@
 """Recipes: a YAML file and `key=value` overrides, checked as a whole before anything runs."""
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -81,6 +82,7 @@ class Fwd2BotModel:
     trained_stage: str = "both"
     # Of what would train, what stays as it is: regular expressions that are searched for in names of parameters.
     freeze: list[str] = field(default_factory=list)
+    compile_layers: bool = False  # torch.compile on each layer of the language model, by itself, at any shape
 
     def __post_init__(self):
         for pattern in self.freeze:
@@ -97,6 +99,11 @@ class Fwd2BotModel:
             if getattr(self, name) not in allowed:
                 listed = ", ".join("null" if value is None else value for value in allowed)
                 raise ValueError(f"model.{name} is {getattr(self, name)!r}; choose one of {listed}")
+        if self.quantization and self.compile_layers:
+            raise ValueError(
+                f"model.compile_layers cannot be with model.quantization={self.quantization}: it was not tried on "
+                "quantised layers. Leave one of them out"
+            )
         if self.quantization and self.train_connector:
             raise ValueError(
                 f"model.train_connector cannot be with model.quantization={self.quantization}: checkpoints of a "
@@ -174,8 +181,13 @@ class ContrastiveRecipe:
     # Samples in one forward and backward pass; the batch of the loss stays per_device_train_batch_size (gradient
     # caching, which runs every chunk twice). null: the whole batch at once.
     chunk_size: int | None = None
+    # The weight of the loss at the last step, neared in a line from model.config's contrastive_loss_weight; null: the
+    # weight stays.
+    final_weight: float | None = None
 
     def __post_init__(self):
+        if self.final_weight is not None and not 0 <= self.final_weight < math.inf:
+            raise ValueError(f"contrastive.final_weight is {self.final_weight}; give 0 or more, or null")
         if self.loss not in (None, *CONTRASTIVE_LOSSES):
             raise ValueError(f"contrastive.loss is {self.loss!r}; choose one of {', '.join(CONTRASTIVE_LOSSES)}")
         if self.chunk_size is not None and self.chunk_size < 1:

@@ -21,6 +21,7 @@ MAY_DIFFER = (
     "resume",
     "validation",
     "contrastive.chunk_size",
+    "model.compile_layers",
     "training.max_steps",
     "training.num_train_epochs",
     "training.output_dir",
@@ -76,7 +77,7 @@ def check_recipe(recipe: Recipe, args: TrainingArguments, sharding: Sharding | N
                 "it has. Start it with ddp.yaml"
             )
         return
-    for name in ("quantization", "train_connector") if sharding else ():
+    for name in ("quantization", "train_connector", "compile_layers") if sharding else ():
         if getattr(recipe.model, name):
             method = sharding.method
             raise ValueError(f"model.{name} cannot be with {method}; start the run with ddp.yaml, or leave it out")
@@ -91,11 +92,12 @@ def check_recipe(recipe: Recipe, args: TrainingArguments, sharding: Sharding | N
             f"contrastive.chunk_size is {chunk}, but a batch has training.per_device_train_batch_size={batch} "
             "samples. Give at most that, or null for the whole batch at once"
         )
-    if recipe.contrastive.loss is not None and recipe.model.trained_stage == "generate":
-        raise ValueError(
-            "contrastive.loss has no effect with model.trained_stage=generate, which leaves embeddings as they are. "
-            "Leave it out, or train both stages"
-        )
+    for name in ("loss", "final_weight") if recipe.model.trained_stage == "generate" else ():
+        if getattr(recipe.contrastive, name) is not None:
+            raise ValueError(
+                f"contrastive.{name} has no effect with model.trained_stage=generate, which leaves embeddings as they "
+                "are. Leave it out, or train both stages"
+            )
     for key in ("contrastive_loss", "train_connector"):
         if key in recipe.model.config:
             place = "contrastive.loss" if key == "contrastive_loss" else "model.train_connector"

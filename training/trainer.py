@@ -215,6 +215,8 @@ class Fwd2BotTrainer(StageTrainer):
         trained_stage: "both", or "generate" for the adapter of that stage alone.
         freeze: patterns of the names of what does not train all the same, see `mark_trained`.
         gather: whether the contrastive loss is over the batches of all processes.
+        final_contrastive_weight: the weight of that loss at the last step, which it nears in a line from that of the
+            config; None: it stays at that of the config.
         validation: its figures join those of every evaluation, as `eval_accuracy` and so on.
 
     Raises:
@@ -229,6 +231,7 @@ class Fwd2BotTrainer(StageTrainer):
         trained_stage: str = "both",
         freeze: Sequence[str] = (),
         gather: bool = True,
+        final_contrastive_weight: float | None = None,
         validation: Validation | None = None,
         **kwargs: Any,
     ):
@@ -243,7 +246,7 @@ class Fwd2BotTrainer(StageTrainer):
         if self.args.torch_compile:
             raise ValueError(
                 "training.torch_compile is for a model with one forward pass, and a step here has many, of changing "
-                "shapes. Leave it out"
+                "shapes. Leave it out; model.compile_layers compiles each layer of the language model by itself"
             )
         if not self.args.average_tokens_across_devices and self.args.world_size > 1:
             raise ValueError(
@@ -251,6 +254,7 @@ class Fwd2BotTrainer(StageTrainer):
                 "all processes here. Leave it out"
             )
         self.trained_stage, self.freeze, self.validation = trained_stage, freeze, validation
+        self.final_contrastive_weight = final_contrastive_weight
         whole = self.accelerator.unwrap_model(self.model)
         mark_trained(whole, trained_stage, freeze)
         if freeze and trained_stage == "both" and not trains_summaries(whole):
@@ -287,6 +291,9 @@ class Fwd2BotTrainer(StageTrainer):
         batch = as_batch(self._prepare_inputs(inputs))
         step, micro = self._place
         self._place = (step, micro + 1) if step == self.state.global_step else (self.state.global_step, 0)
+        if self.final_contrastive_weight is not None:
+            self._step.contrastive_weight = self.contrastive_weight()
+            self.record("contrastive_weight", self._step.contrastive_weight)
         losses = self._step(
             batch,
             num_items_in_batch,
@@ -303,6 +310,13 @@ class Fwd2BotTrainer(StageTrainer):
         if len(losses.lengths):
             self.record("num_summary_tokens", losses.lengths.float().mean())
         return losses.total.detach()
+
+    def contrastive_weight(self) -> float:
+        """The weight of the contrastive loss in the next step."""
+        first = self._step.model.config.contrastive_loss_weight
+        if self.final_contrastive_weight is None:
+            return first
+        return first + (self.final_contrastive_weight - first) * self.state.global_step / self.state.max_steps
 
     def prediction_step(
         self,

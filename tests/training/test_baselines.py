@@ -235,6 +235,8 @@ def test_what_makes_the_rows_impossible_leaves_no_folder(backbone, recipe_file, 
         command(folder, "hub/nope", recipe_file)
     with pytest.raises(SystemExit, match="rows of the comparison have no model.config.summary_norm"):
         command(folder, backbone, recipe_file, "--steps", "2", "model.config={summary_norm: false}")
+    with pytest.raises(SystemExit, match="rows of the comparison have no contrastive.final_weight"):
+        command(folder, backbone, recipe_file, "--steps", "2", "contrastive.final_weight=0.5")
     assert not folder.exists()
 
 

@@ -61,7 +61,7 @@ def test_report_has_mean_and_range_of_seeds_costs_plots_and_what_was_not_run(tmp
     assert "| pooling | 4 | 60.0 (50.0 to 70.0) | 37.5 (37.5 to 37.5) | 50.0 (50.0 to 50.0) |" in page
     assert "| 1,536 | 4,608 | 3 |" in page and "| uncompressed | 4 | 80.0 |" in page
     assert f"4 of {len(grid.rows())} rows were run" in page
-    assert "- fwd2bot (seed 0, 1, 2): as shipped" in page and "- pooling-k4 (" not in page
+    assert "- fwd2bot (seed 0, 1, 2): the base" in page and "- pooling-k4 (" not in page
     assert "2.00 to 1.25" in page and "Command, folders by their last name: `python --steps 10`" in page
     for name in ("results-tokens.png", "results-bytes.png"):
         assert f"({name})" in page and (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
@@ -77,7 +77,10 @@ def test_table_has_a_line_for_each_length_and_ablations_apart(tmp_path):
     page = report.report([several, changed, result("pooling-k4", "pooling", 0, 0.3), slowed], {})
     methods, ablations = page.split("## Methods")[1].split("## Fwd2Bot with one thing changed")
     methods, rates = methods.split("## With lower learning rates")
-    assert "| pooling-k4-rate0.3 | 4 | 20.0 |" in rates and "| what it is | learning rates x0.3 |" in page
+    assert (
+        "| pooling-k4-rate0.3 | 4 | 20.0 |" in rates
+        and "| means over a grid of k rectangles | learning rates x0.3 |" in page
+    )
     lines = [line for line in methods.splitlines() if line.startswith("| ")][2:]
     assert [line.split(" | ")[:3] for line in lines] == [
         ["| fwd2bot", "4", "50.0"],
@@ -164,10 +167,11 @@ def test_rows_say_what_they_change(tmp_path):
     folder = write(tmp_path / "results", changed, result("fixed-k4", "fwd2bot", 0, 0.5))
     report.main([str(folder), str(tmp_path / "docs")])
     page = (tmp_path / "docs" / "results.md").read_text()
-    assert "| what it is | image_prompt=Look:, rank x0.5 |" in page and "| what it is | for 4 tokens alone |" in page
-    assert "- fixed-k16 (seed 0): as shipped, for 16 tokens alone" in page
-    assert "- rank-double (seed 0): as shipped, rank x2" in page
-    assert "- prompt (seed 0): as shipped, image_prompt=Remember:, text_prompt=Remember:" in page
+    assert "| the base: the summary from behind the final norm | image_prompt=Look:, rank x0.5 |" in page
+    assert "| the base: the summary from behind the final norm | for 4 tokens alone |" in page
+    assert "- fixed-k16 (seed 0): the base: the summary from behind the final norm, for 16 tokens alone" in page
+    assert "- rank-double (seed 0): the base: the summary from behind the final norm, rank x2" in page
+    assert "final norm, image_prompt=Remember:, text_prompt=Remember:" in page
 
 
 def test_folder_that_is_not_there_is_named(tmp_path, capsys):

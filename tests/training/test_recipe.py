@@ -134,7 +134,7 @@ def test_unknown_kind_is_fatal(tmp_path):
 
 
 def test_missing_recipe_names_the_shipped_ones():
-    with pytest.raises(FileNotFoundError, match="backbone.yaml, fwd2bot.yaml"):
+    with pytest.raises(FileNotFoundError, match="backbone.yaml, comparison.yaml, fwd2bot.yaml"):
         load_recipe("nowhere.yaml")
 
 

@@ -48,6 +48,7 @@ def test_misspelt_folder_of_a_model_ends_the_command_at_once(tmp_path, key, name
         ("contrastive.gatter=true", "unknown key gatter in contrastive"),
         ("model.dtype=fp16", "model.dtype is 'fp16'; choose one of float32, bfloat16, float16"),
         ("model.quantization=2bit", "model.quantization is '2bit'; choose one of 4bit, 8bit, null"),
+        ("contrastive.final_weight=-1", "contrastive.final_weight is -1.*; give 0 or more, or null"),
         ("optimizer.learning_rates={query: 0.1}", "unknown key query .*allowed are adapters, queries"),
         ("model.config={contrastive_loss: sigmoid}", "set contrastive.loss instead"),
         ("training.label_smoothing_factor=0.1", "label_smoothing_factor is 0.1, which the losses of a Fwd2Bot do not"),
@@ -63,7 +64,9 @@ def test_setting_that_cannot_be_is_named(tmp_path, override, message):
     ("overrides", "message"),
     [
         (["model.quantization=4bit", "model.train_connector=true"], "would lose the connector"),
-        (["model.trained_stage=generate", "model.init_from=x", "contrastive.loss=sigmoid"], "has no effect"),
+        (["model.quantization=4bit", "model.compile_layers=true"], "was not tried on quantised layers"),
+        (["model.trained_stage=generate", "model.init_from=x", "contrastive.loss=sigmoid"], "loss has no effect"),
+        (["model.trained_stage=generate", "model.init_from=x", "contrastive.final_weight=1"], "weight has no effect"),
         (["model.train_connector=true", "model.dtype=bfloat16"], "training.bf16=true"),
         (["model.adapters={r: 4}", "model.init_from=x"], "those of model.init_from"),
         (["model.trained_stage=generate", "model.init_from=x", "model.train_connector=true"], "both stages"),
@@ -87,6 +90,7 @@ def fsdp2(monkeypatch):
     [
         ("model.quantization=4bit", {}, "model.quantization cannot be with FSDP2; start the run with ddp.yaml"),
         ("model.train_connector=true", {}, "model.train_connector cannot be with FSDP2"),
+        ("model.compile_layers=true", {}, "model.compile_layers cannot be with FSDP2"),
         ("model.lora_rank=2", {"FSDP_VERSION": "1"}, "has fsdp_version 1; choose 2"),
         ("model.lora_rank=2", {"FSDP_OFFLOAD_PARAMS": "true"}, "has fsdp_offload_params, which is not supported"),
         ("model.lora_rank=2", {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "set it in the recipe, under training"),

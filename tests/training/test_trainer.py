@@ -10,7 +10,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from fwd2bot import Fwd2BotForConditionalGeneration
 from fwd2bot.fingerprint_fwd2bot import weights_fingerprint
-from fwd2bot.training.fwd2bot_model import build_fwd2bot, mark_trained
+from fwd2bot.training.fwd2bot_model import build_fwd2bot, compile_layers, mark_trained
 from fwd2bot.training.recipe import load_recipe
 from fwd2bot.training.run_checks import PROCESSES
 from fwd2bot.training.train import build_trainer, main, train, training_arguments
@@ -65,6 +65,73 @@ def test_both_losses_temperature_length_and_rates_are_logged(fwd2bot_run):
     logged = {key for entry in fwd2bot_run[2] for key in entry}
     assert {"autoregressive_loss", "temperature", "num_summary_tokens", "learning_rate_matrices"} <= logged
     assert logged & {"contrastive_loss_full", "contrastive_loss_short"}
+
+
+def test_weight_of_the_contrastive_loss_goes_in_a_line_to_its_last_one(fwd2bot_run, tmp_path):
+    recipe, _, plain = fwd2bot_run
+    overrides = [
+        "contrastive.final_weight=0",
+        f"training.output_dir={tmp_path}",
+        "model.config={contrastive_loss_weight: 2}",
+    ]
+    trainer = build_trainer(load_recipe(recipe, overrides))
+    trainer.train()
+    logged = losses(trainer)
+    assert [entry["contrastive_weight"] for entry in logged] == [2.0, 1.5, 1.0, 0.5]
+    for entry in logged:
+        contrastive = next(value for name, value in entry.items() if name.startswith("contrastive_loss"))
+        assert entry["loss"] == pytest.approx(
+            entry["autoregressive_loss"] + entry["contrastive_weight"] * contrastive, abs=1e-3
+        )
+    resumed = build_trainer(load_recipe(recipe, overrides))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert losses(resumed) == logged
+    assert not any("contrastive_weight" in entry for entry in plain)  # it stays at that of the config
+    assert (
+        Fwd2BotForConditionalGeneration.from_pretrained(tmp_path / "checkpoint-4").config.contrastive_loss_weight == 2
+    )
+
+
+def test_weight_of_the_loss_changes_what_is_learnt(fwd2bot_run, tmp_path):
+    same = build_trainer(
+        load_recipe(fwd2bot_run[0], ["contrastive.final_weight=1", f"training.output_dir={tmp_path}/a"])
+    )
+    same.train()
+    other = build_trainer(
+        load_recipe(fwd2bot_run[0], ["contrastive.final_weight=0", f"training.output_dir={tmp_path}/b"])
+    )
+    other.train()
+    usual = Fwd2BotForConditionalGeneration.from_pretrained(fwd2bot_run[1] / "checkpoint-4").state_dict()
+    query = next(name for name in usual if name.endswith("summary_queries"))
+    assert torch.equal(same.model.state_dict()[query], usual[query])
+    assert not torch.equal(other.model.state_dict()[query], usual[query])
+
+
+def test_compiled_layers_train_as_others_do_under_the_same_names(fwd2bot_run, tmp_path):
+    recipe, folder, expected = fwd2bot_run
+
+    def run_compiled(resume_from=None):
+        trainer = build_trainer(load_recipe(recipe, [f"training.output_dir={tmp_path}"]))
+        compile_layers(trainer.model, backend="eager")  # generated code takes most of a minute
+        trainer.train(resume_from_checkpoint=resume_from)
+        return trainer
+
+    trainer = run_compiled()
+    compiled = [layer._compiled_call_impl is not None for layer in trainer.model.backbone.get_decoder().layers]
+    assert compiled and all(compiled)
+    for entry, plain in zip(losses(trainer), expected, strict=True):
+        assert entry["loss"] == pytest.approx(plain["loss"], abs=2e-3)
+        assert entry["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-2)
+    usual = safetensors.torch.load_file(folder / "checkpoint-4" / "model.safetensors")
+    stored = safetensors.torch.load_file(tmp_path / "checkpoint-4" / "model.safetensors")
+    assert stored.keys() == usual.keys()
+    assert losses(run_compiled(str(tmp_path / "checkpoint-2"))) == losses(trainer)
+
+
+def test_compiling_without_a_compiler_is_refused(fwd2bot_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="needs a C.. compiler on a CPU.*model.compile_layers=false"):
+        build_trainer(load_recipe(fwd2bot_run[0], ["model.compile_layers=true", f"training.output_dir={tmp_path}"]))
 
 
 def test_run_on_several_pictures_starts_with_the_weights_of_the_trained_model(fwd2bot_run, several_run):

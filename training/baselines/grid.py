@@ -45,7 +45,12 @@ class Method:
 
 
 METHODS = {
-    "fwd2bot": Method(Fwd2BotForConditionalGeneration, embeds=True, shares=False, about="as shipped"),
+    "fwd2bot": Method(
+        Fwd2BotForConditionalGeneration,
+        embeds=True,
+        shares=False,
+        about="the base: the summary from behind the final norm",
+    ),
     BARE: Method(None, about="the bare backbone on all image tokens"),
     "uncompressed_lora": Method(AllTokens, about="all image tokens, LoRA on the same data"),
     "pooling": Method(AveragePooling, about="means over a grid of k rectangles"),
@@ -73,7 +78,10 @@ METHODS = {
         processor=PromptFirstProcessor,
     ),
     "before_norm": Method(
-        Fwd2BotForConditionalGeneration, embeds=True, shares=False, about="the summary from before the final norm"
+        Fwd2BotForConditionalGeneration,
+        embeds=True,
+        shares=False,
+        about="as shipped: the summary from before that norm",
     ),
     "layer_mix": Method(LayerMix, embeds=True, shares=False, about="a weighted sum of all layers, weights learned"),
     "last_pooling": Method(LastPooling, embeds=True, shares=False, about="embedding: the last vector, not the mean"),

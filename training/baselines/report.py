@@ -294,7 +294,7 @@ def _methods(found: list[dict[str, Any]]) -> list[str]:
     body = []
     for result in found:
         loss = "" if result["loss"] is None else " to ".join(f"{value:.2f}" for value in result["loss"])
-        cells = [result["name"], str(result["seed"]), result["about"], _changed(result)]
+        cells = [result["name"], str(result["seed"]), METHODS[result["method"]].about, _changed(result)]
         cells += [f"{result['trained_parameters']:,}", str(result["steps_done"]), loss]
         body.append([*cells, f"{result.get('fingerprint', '')[:8]}"])
     header = ["row", "seed", "what", "changed", "trained numbers", "steps", "loss", "weights"]

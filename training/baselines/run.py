@@ -56,7 +56,16 @@ MAY_VARY = (
     "training.use_cpu",
 )
 # Of a recipe's model, what the rows do not do; their lengths are their own.
-UNUSED = ("init_from", "trained_stage", "adapters", "train_connector", "quantization", "dtype", "freeze")
+UNUSED = (
+    "init_from",
+    "trained_stage",
+    "adapters",
+    "train_connector",
+    "quantization",
+    "dtype",
+    "freeze",
+    "compile_layers",
+)
 SPLITS = ("validation", "test")
 
 
@@ -163,7 +172,9 @@ def check_data(recipe: Recipe, split: str | None) -> None:
         raise ValueError(f"the rows train on one backbone, with a recipe of kind fwd2bot, not {recipe.kind}")
     usual = Fwd2BotModel()
     unused = [f"model.{name}" for name in UNUSED if getattr(recipe.model, name) != getattr(usual, name)]
-    unused += ["contrastive.loss"] if recipe.contrastive.loss is not None else []
+    unused += [
+        f"contrastive.{name}" for name in ("loss", "final_weight") if getattr(recipe.contrastive, name) is not None
+    ]
     unused += ["model.config.summary_norm"] if "summary_norm" in recipe.model.config else []  # of `before_norm` alone
     if unused:
         raise ValueError(f"the rows of the comparison have no {', '.join(unused)}; leave it out of the recipe")
@@ -205,7 +216,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--backbone", default="runs/backbone/final", help=f"a LLaVA, or a Fwd2Bot whose backbone to take {default}"
     )
     parser.add_argument(
-        "--recipe", default="fwd2bot.yaml", help=f"its data, judges, optimizer and rank hold for all rows {default}"
+        "--recipe", default="comparison.yaml", help=f"its data, judges, optimizer and rank hold for all rows {default}"
     )
     parser.add_argument("--steps", type=int, default=800, help=f"of every row {default}")
     parser.add_argument("--minutes", type=float, help="stop the training of a row after so many")
