@@ -22,7 +22,7 @@ from fwd2bot.backbone_fwd2bot import check_processor
 
 from .data import IGNORED
 from .estimates import counted_table, fits, measured_table
-from .fwd2bot_model import outline_fwd2bot
+from .fwd2bot_model import check_compiler, outline_fwd2bot
 from .gathering import all_agree
 from .recipe import Recipe
 from .run_checks import check_folder, check_recipe, check_same_run, check_summary_length
@@ -97,6 +97,12 @@ def check(recipe: Recipe, console: Console | None = None, processes: int | None 
     # one process may look for a run of many
     check_same_run(recipe, output_dir, checkpoint, args.world_size if args.world_size > 1 else None, sharding)
     outline = outline_fwd2bot(recipe, args, sharding) if recipe.kind == "fwd2bot" else None
+    if outline is not None and recipe.model.compile_layers:  # one step would be timed with the minute of compiling
+        check_compiler(args.device)
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, compile_layers=False))
+        console.print(
+            "model.compile_layers is left out here: a run takes less time than the estimate", highlight=False
+        )
     with tempfile.TemporaryDirectory(prefix="fwd2bot-check-") as folder:
         recipe = dataclasses.replace(recipe, training=recipe.training | {"output_dir": folder, "report_to": "none"})
         args = training_arguments(recipe.training)

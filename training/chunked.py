@@ -168,7 +168,6 @@ class ChunkedStep:
         any_image: Mapping[str, torch.Tensor] | None = None,
     ):
         self.model, self.gather, self.sharded = model, gather, is_sharded(model)
-        self.contrastive_weight: float | None = None  # that of the config, while it is None
         self.any_image = {f"compress_{name}": value for name, value in (any_image or {}).items()}
         if self.sharded and not gather:
             raise ValueError(
@@ -187,6 +186,7 @@ class ChunkedStep:
         seed: str = "",
         share: float = 1.0,
         backward: Callable[[torch.Tensor], None] | None = None,
+        contrastive_loss_weight: float | None = None,
     ) -> Losses:
         """Losses of a batch; with `backward`, gradients are added to the parameters' own.
 
@@ -197,7 +197,11 @@ class ChunkedStep:
             seed: what the lengths are drawn from, image by image over the batch of all processes.
             share: of this batch in its optimiser step, by which the contrastive loss counts.
             backward: takes a scalar and runs its backward pass.
+            contrastive_loss_weight: instead of the config's.
         """
+        weight = contrastive_loss_weight
+        if weight is None:
+            weight = self.model.config.contrastive_loss_weight
         owned = 0 if batch.text_image is None else int((batch.text_image >= 0).sum())
         grouped = batch.text_group is not None and batch.image_group is not None
         sizes = [sum(batch.images), sum(batch.texts), owned, int(grouped or not batch.texts)]
@@ -214,7 +218,7 @@ class ChunkedStep:
                 part.remember_rng()
                 with torch.set_grad_enabled(once and backward is not None):
                     part.forward(self.model, num_items_in_batch, embed_only=not once)
-            contrastive, scalars = self._contrast(parts, batch, met, share)
+            contrastive, scalars = self._contrast(parts, batch, met, weight * share)
         config, learnt = self.model.config, torch.zeros((), device=self.model.device)
         for part in parts:
             if part.rng is None or not once:
@@ -231,12 +235,8 @@ class ChunkedStep:
         learnt = learnt * world_size()
         total = config.autoregressive_loss_weight * learnt
         if contrastive is not None:
-            total = total + self._contrastive_weight() * share * contrastive
+            total = total + weight * share * contrastive
         return Losses(learnt, contrastive, total, torch.zeros(0) if lengths is None else lengths)
-
-    def _contrastive_weight(self) -> float:
-        given = self.contrastive_weight
-        return self.model.config.contrastive_loss_weight if given is None else given
 
     def _draw_lengths(self, seed: str, images: torch.Tensor, image_group: torch.Tensor | None) -> torch.Tensor:
         """`(N,)` of this process's images, as one process would draw them for the images of all.
@@ -283,7 +283,7 @@ class ChunkedStep:
         return [*texts, *images]
 
     def _contrast(
-        self, parts: list[_Part], batch: Batch, met: torch.Tensor, share: float
+        self, parts: list[_Part], batch: Batch, met: torch.Tensor, weight: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The contrastive loss; its gradient goes to the parts, and to the scalar that is returned beside it."""
         images, texts = (self._meeting(parts, is_text, met[:, int(is_text)]) for is_text in (False, True))
@@ -291,7 +291,7 @@ class ChunkedStep:
         inputs = [torch.cat(rows).transpose(0, 1) for rows in (images, texts)]  # (K, N, e), (K, M, e)
         learnt = [getattr(self.model, name, None) for name in ("logit_scale", "logit_bias")]
         learnt = [value for value in learnt if value is not None and value.requires_grad]
-        weight = self._contrastive_weight() * share / len(inputs[0])
+        weight = weight / len(inputs[0])
         losses, of_images, of_texts, of_learnt = [], [], [], [torch.zeros_like(value) for value in learnt]
         for pair in zip(*inputs, strict=True):  # length by length: memory for one matrix of N x M
             images, texts = (rows[None].detach().requires_grad_() for rows in pair)

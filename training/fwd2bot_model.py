@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from .recipe import Fwd2BotModel, Recipe
 from .run_checks import check_connector
 from .sharding import Sharding
 
-COMPILED_VARIANTS = 64
+COMPILED_VARIANTS = 32  # of one layer; more than any run has had
 
 
 def build_fwd2bot(
@@ -76,6 +77,7 @@ def build_fwd2bot(
     mark_trained(model, chosen.trained_stage, chosen.freeze)
     check_roles(model, recipe.optimizer.learning_rates)
     if chosen.compile_layers:
+        check_compiler(args.device)
         compile_layers(model)
     return model, processor
 
@@ -119,20 +121,30 @@ def outline_fwd2bot(
 def compile_layers(model: Fwd2BotForConditionalGeneration, backend: str = "inductor") -> None:
     """Compile each layer of the language model by itself, in place, so that names and checkpoints stay as they are.
 
-    All layers have one piece of code, and it is compiled anew for each adapter, with and without gradients, and for
-    every other thing that a pass has or lacks, so more often than torch allows by default.
+    All layers have one piece of code, which is compiled anew for each adapter, with and without gradients, for every
+    other thing that a pass has or lacks, and for each layer where there is a cache: so more often than torch's limit
+    for one function, beyond which it would compile no more and say it in a warning alone.
 
     Raises:
-        ValueError: for a model on the CPU, without a C++ compiler.
+        ValueError: for a language model without a list of layers.
     """
-    if model.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+    layers = getattr(model.get_decoder(), "layers", None)
+    if layers is None:
+        name = type(model.get_decoder()).__name__
+        raise ValueError(f"{name} has no list of layers to compile; set model.compile_layers=false")
+    for layer in layers:
+        layer.compile(dynamic=True, backend=backend, recompile_limit=COMPILED_VARIANTS + 4 * len(layers))
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ValueError where `compile_layers` would find no compiler for its code, in the first step."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch has it
+    if device.type == "cpu" and not shutil.which(compiler):
         raise ValueError(
-            "model.compile_layers needs a C++ compiler on a CPU, and neither g++ nor clang++ is here. Install one "
-            "(apt-get install g++), or set model.compile_layers=false: the same training, in about twice the time"
+            f"model.compile_layers needs a C++ compiler on a CPU, and {compiler} is not here. Install one (apt-get "
+            "install g++ python3-dev), name another by the variable CXX, or set model.compile_layers=false: the same "
+            "training, in more time"
         )
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VARIANTS)
-    for layer in model.backbone.get_decoder().layers:
-        layer.compile(dynamic=True, backend=backend)
 
 
 def mark_trained(

@@ -181,8 +181,8 @@ class ContrastiveRecipe:
     # Samples in one forward and backward pass; the batch of the loss stays per_device_train_batch_size (gradient
     # caching, which runs every chunk twice). null: the whole batch at once.
     chunk_size: int | None = None
-    # The weight of the loss at the last step, neared in a line from model.config's contrastive_loss_weight; null: the
-    # weight stays.
+    # The weight of the loss in the last step, neared in a line from contrastive_loss_weight of the model's config;
+    # null: the weight stays.
     final_weight: float | None = None
 
     def __post_init__(self):

@@ -242,7 +242,7 @@ def _fwd2bot_stage(recipe: Recipe, args: TrainingArguments, sharding: Sharding |
         trained_stage=recipe.model.trained_stage,
         freeze=recipe.model.freeze,
         gather=recipe.contrastive.gather,
-        final_contrastive_weight=recipe.contrastive.final_weight,
+        final_contrastive_loss_weight=recipe.contrastive.final_weight,
         validation=validation,
     )
     if recipe.validation.patience is not None:

@@ -215,8 +215,8 @@ class Fwd2BotTrainer(StageTrainer):
         trained_stage: "both", or "generate" for the adapter of that stage alone.
         freeze: patterns of the names of what does not train all the same, see `mark_trained`.
         gather: whether the contrastive loss is over the batches of all processes.
-        final_contrastive_weight: the weight of that loss at the last step, which it nears in a line from that of the
-            config; None: it stays at that of the config.
+        final_contrastive_loss_weight: the weight of that loss in the last step, which it nears in a line from that of
+            the config, and in evaluations; None: it stays at that of the config.
         validation: its figures join those of every evaluation, as `eval_accuracy` and so on.
 
     Raises:
@@ -231,7 +231,7 @@ class Fwd2BotTrainer(StageTrainer):
         trained_stage: str = "both",
         freeze: Sequence[str] = (),
         gather: bool = True,
-        final_contrastive_weight: float | None = None,
+        final_contrastive_loss_weight: float | None = None,
         validation: Validation | None = None,
         **kwargs: Any,
     ):
@@ -254,7 +254,7 @@ class Fwd2BotTrainer(StageTrainer):
                 "all processes here. Leave it out"
             )
         self.trained_stage, self.freeze, self.validation = trained_stage, freeze, validation
-        self.final_contrastive_weight = final_contrastive_weight
+        self.final_contrastive_loss_weight = final_contrastive_loss_weight
         whole = self.accelerator.unwrap_model(self.model)
         mark_trained(whole, trained_stage, freeze)
         if freeze and trained_stage == "both" and not trains_summaries(whole):
@@ -291,32 +291,35 @@ class Fwd2BotTrainer(StageTrainer):
         batch = as_batch(self._prepare_inputs(inputs))
         step, micro = self._place
         self._place = (step, micro + 1) if step == self.state.global_step else (self.state.global_step, 0)
-        if self.final_contrastive_weight is not None:
-            self._step.contrastive_weight = self.contrastive_weight()
-            self.record("contrastive_weight", self._step.contrastive_weight)
+        weight = self._contrastive_loss_weight()
         losses = self._step(
             batch,
             num_items_in_batch,
             seed="/".join(map(str, ("lengths", self.args.seed, *self._place))),
             share=1 / self.current_gradient_accumulation_steps,
             backward=self.accelerator.backward,
+            contrastive_loss_weight=weight,
         )
         if self.accelerator.sync_gradients:
             average_gradients(self._step.model.parameters())
         self.record("autoregressive_loss", losses.autoregressive * self.current_gradient_accumulation_steps)
         if losses.contrastive is not None:
             self.record("_".join(["contrastive_loss", *filter(None, [batch.text_kind])]), losses.contrastive)
+        if weight is not None:
+            self.record("contrastive_loss_weight", weight)
         self.record("temperature", torch.exp(-self._step.model.logit_scale.detach()))
         if len(losses.lengths):
             self.record("num_summary_tokens", losses.lengths.float().mean())
         return losses.total.detach()
 
-    def contrastive_weight(self) -> float:
-        """The weight of the contrastive loss in the next step."""
+    def _contrastive_loss_weight(self) -> float | None:
+        """Of this step; None where it stays at the config's."""
+        last = self.final_contrastive_loss_weight
+        if last is None:
+            return None
         first = self._step.model.config.contrastive_loss_weight
-        if self.final_contrastive_weight is None:
-            return first
-        return first + (self.final_contrastive_weight - first) * self.state.global_step / self.state.max_steps
+        done = self.state.global_step / max(self.state.max_steps - 1, 1)  # 1 in the last step
+        return first + (last - first) * min(done, 1)
 
     def prediction_step(
         self,
@@ -325,11 +328,12 @@ class Fwd2BotTrainer(StageTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, None, None]:
-        """The loss of a batch, at the configured length."""
+        """The loss of a batch, at the configured length, with the last weight: equal weights in all evaluations."""
         inputs = self._prepare_inputs(inputs)
         count = self._get_num_items_in_batch([inputs], self.args.device)
         with torch.no_grad():
-            return self._step(as_batch(inputs), count).total, None, None
+            weight = self.final_contrastive_loss_weight
+            return self._step(as_batch(inputs), count, contrastive_loss_weight=weight).total, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """The loss, and the figures of `validation`."""

@@ -193,6 +193,15 @@ def test_check_prints_its_tables_and_no_log(tmp_path, capfd):
     assert "[transformers]" not in said.err and "Loading weights" not in said.err
 
 
+def test_check_of_a_moving_weight_and_of_compiled_layers_takes_one_step_uncompiled(tmp_path, capfd):
+    model = fwd2bot_model(tmp_path) | {"compile_layers": True}
+    sources = [write_captions(tmp_path, use="contrastive")]
+    recipe = write_recipe(tmp_path, *sources, kind="fwd2bot", model=model, contrastive={"final_weight": 0.5})
+    main([str(recipe), "--check"])
+    said = capfd.readouterr().out
+    assert "model.compile_layers is left out here" in said and "one step" in said.lower()
+
+
 def test_check_of_the_drawn_world_is_refused():
     with pytest.raises(ValueError, match="the recipe has no data.sources"):
         check(load_recipe("backbone.yaml"))

@@ -81,7 +81,7 @@ METHODS = {
         Fwd2BotForConditionalGeneration,
         embeds=True,
         shares=False,
-        about="as shipped: the summary from before that norm",
+        about="the summary from before the final norm",
     ),
     "layer_mix": Method(LayerMix, embeds=True, shares=False, about="a weighted sum of all layers, weights learned"),
     "last_pooling": Method(LastPooling, embeds=True, shares=False, about="embedding: the last vector, not the mean"),
