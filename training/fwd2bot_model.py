@@ -26,7 +26,7 @@ from fwd2bot.folder_fwd2bot import check_name
 from .optimizers import check_roles
 from .recipe import Fwd2BotModel, Recipe
 from .run_checks import check_connector
-from .sharding import Sharding
+from .sharding import Sharding, language_layers
 
 COMPILED_VARIANTS = 32  # of one layer; more than any run has had
 
@@ -128,10 +128,7 @@ def compile_layers(model: Fwd2BotForConditionalGeneration, backend: str = "induc
     Raises:
         ValueError: for a language model without a list of layers.
     """
-    layers = getattr(model.get_decoder(), "layers", None)
-    if layers is None:
-        name = type(model.get_decoder()).__name__
-        raise ValueError(f"{name} has no list of layers to compile; set model.compile_layers=false")
+    layers = language_layers(model, "set model.compile_layers=false")
     for layer in layers:
         layer.compile(dynamic=True, backend=backend, recompile_limit=COMPILED_VARIANTS + 4 * len(layers))
 

@@ -163,13 +163,18 @@ def divided_modules(model: Fwd2BotForConditionalGeneration) -> list[nn.Module]:
     Raises:
         ValueError: for a language model without a list of layers.
     """
-    layers = getattr(model.get_decoder(), "layers", None)
-    if layers is None:
-        name = type(model.get_decoder()).__name__
-        raise ValueError(f"{name} has no list of layers to shard; start the run with ddp.yaml")
+    layers = language_layers(model, "start the run with ddp.yaml")
     words, head = model.get_input_embeddings(), model.get_output_embeddings()
     apart = [] if head.weight is words.weight else [words, head]
     return [*vision_layers(model), *layers, *apart]
+
+
+def language_layers(model: Fwd2BotForConditionalGeneration, remedy: str) -> nn.ModuleList:
+    """The layers of the language model; ValueError with the remedy where it has no list of them."""
+    layers = getattr(model.get_decoder(), "layers", None)
+    if layers is None:
+        raise ValueError(f"{type(model.get_decoder()).__name__} has no list of layers; {remedy}")
+    return layers
 
 
 def vision_layers(model: Fwd2BotForConditionalGeneration) -> list[nn.Module]:

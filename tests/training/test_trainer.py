@@ -15,6 +15,7 @@ from fwd2bot.training import fwd2bot_model
 from fwd2bot.training.fwd2bot_model import build_fwd2bot, compile_layers, mark_trained
 from fwd2bot.training.recipe import load_recipe
 from fwd2bot.training.run_checks import PROCESSES
+from fwd2bot.training.sharding import divided_modules
 from fwd2bot.training.train import build_trainer, main, train, training_arguments
 from fwd2bot.training.trainer import INCOMPLETE, Fwd2BotTrainer, StageTrainer, load_strictly, newest_checkpoint
 
@@ -158,6 +159,14 @@ def test_compiling_without_a_compiler_is_refused(fwd2bot_run, tmp_path, monkeypa
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="is not here. Install one .*model.compile_layers=false"):
         build_trainer(recipe)
+
+
+def test_language_model_without_a_list_of_layers_is_not_compiled(tiny_fwd2bot, monkeypatch):
+    monkeypatch.setattr(type(tiny_fwd2bot), "get_decoder", lambda model: torch.nn.Identity())
+    with pytest.raises(ValueError, match="Identity has no list of layers; set model.compile_layers=false"):
+        compile_layers(tiny_fwd2bot)
+    with pytest.raises(ValueError, match="Identity has no list of layers; start the run with ddp.yaml"):
+        divided_modules(tiny_fwd2bot)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is:DeprecationWarning")  # torch's own, of its compiler

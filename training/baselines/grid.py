@@ -78,10 +78,7 @@ METHODS = {
         processor=PromptFirstProcessor,
     ),
     "before_norm": Method(
-        Fwd2BotForConditionalGeneration,
-        embeds=True,
-        shares=False,
-        about="the summary from before the final norm",
+        Fwd2BotForConditionalGeneration, embeds=True, shares=False, about="the summary from before the final norm"
     ),
     "layer_mix": Method(LayerMix, embeds=True, shares=False, about="a weighted sum of all layers, weights learned"),
     "last_pooling": Method(LastPooling, embeds=True, shares=False, about="embedding: the last vector, not the mean"),
