@@ -196,6 +196,7 @@ def _trained(model: Any, run: dict[str, Any]) -> dict[str, Any]:
         "fixed": ", ".join(part for part in PARTS if part in counts and not any(counts[part])),
         "connector": any(counts.get("backbone's own projector", ())),
         "as_usual": trained.keys() == own,
+        "goes_on": bool(chosen.get("init_from")),
         "losses": "an autoregressive loss" if alone else "an autoregressive and a contrastive loss",
     }
 

@@ -87,6 +87,15 @@ def test_card_of_a_run_tells_data_recipe_command_and_no_folder(run, tmp_path):
     assert "/home/somebody" not in card.content
 
 
+def test_card_of_drawn_scenes_tells_what_the_last_run_left_alone(run, tmp_path):
+    model = {"trained_stage": "generate", "init_from": "runs/before/final"}
+    (run / "recipe.json").write_text(json.dumps(RUN | {"data": {"pictures": 10}, "model": model}))
+    export(run / "final", tmp_path / "hub")
+    text = (tmp_path / "hub" / "README.md").read_text()
+    assert "The last run went on from a trained Fwd2Bot. In it these learnt with an autoregressive loss" in text
+    assert "generate adapter. These stayed as they were: compress adapter, summary queries" in text
+
+
 @pytest.mark.parametrize("data", [RUN["data"], {"pictures": 10}])
 def test_card_tells_what_was_frozen(run, tmp_path, data):
     model = {"trained_stage": "both", "freeze": ["logit_scale", "projector", "layers[.]0[.].*[.]compress[.]"]}
