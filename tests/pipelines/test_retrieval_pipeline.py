@@ -237,7 +237,7 @@ def test_summary_is_embedded_once_until_it_changes(retrieval, compress, vivid_fw
     assert len(calls) == 3  # the query
     summary.tokens[0] = summary.tokens[4]
     scores = {hit["index"]: hit["score"] for hit in retrieval(QUERY, summary=summary)}
-    assert scores[0] == scores[4]
+    assert scores[0] == pytest.approx(scores[4], abs=1e-6)  # CPUs differ in the order of their sums
 
 
 def test_memory_keeps_the_latest_candidates(vivid_fwd2bot, tiny_processor, pictures, count_calls):

@@ -243,7 +243,7 @@ def test_look_shows_maps_sizes_and_the_closest_text_first(service, visitor):
     described = gallery()[43].description
     texts, scores = zip(*found.closeness, strict=True)
     assert set(texts[:2]) == {described, "three carrots and a helicopter"} and texts[2] == "a yellow banana"
-    assert list(scores) == sorted(scores, reverse=True) and scores[1] > 0.5 > scores[2]
+    assert list(scores) == sorted(scores, reverse=True) and scores[1] > scores[2] + 0.1
     assert (found.summary_bytes, found.image_bytes) == (4 * 192 * 2, 64 * 192 * 2)
     assert 1000 < found.jpeg_bytes < 10_000
 

@@ -148,8 +148,7 @@ def test_check_of_a_fwd2bot_prints_k_chunks_and_pairs(tmp_path):
 
 
 def test_check_estimates_by_counts_where_the_weights_do_not_fit(tmp_path, monkeypatch):
-    model = fwd2bot_model(tmp_path) | {"dtype": "bfloat16"}
-    recipe = write_recipe(tmp_path, write_llava(tmp_path), kind="fwd2bot", model=model)
+    recipe = write_recipe(tmp_path, write_llava(tmp_path), kind="fwd2bot", model=fwd2bot_model(tmp_path))
     backbone = tiny.tiny_backbone()
     weights = sum(parameter.numel() for parameter in backbone.parameters())
     assert "one step on cpu" in printed(recipe)
