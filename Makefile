@@ -51,9 +51,9 @@ test-space: $(VENV)/.installed-space ## Run the tests of the Space in a browser;
 	$(PY) $(PYTEST) tests/space/browser -m "browser and not slow" $(ARGS)
 
 # How pictures are drawn, and that a killed job goes on, has nothing to do with the versions of what is installed; the
-# comparison's baselines use of it what the model and its trainer use.
+# comparison's baselines and the Space use of it what the model, its trainer and its pipelines use.
 test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that are allowed (constraints-oldest.txt)
-	$(OLDEST)/bin/python $(PYTEST) --ignore-glob="tests/training/test_scene*" --ignore=tests/training/test_several.py \
+	$(OLDEST)/bin/python $(PYTEST) --ignore-glob="tests/training/test_scene*" --ignore=tests/training/test_several.py --ignore=tests/space \
 		--ignore-glob="tests/training/test_baselines*" --ignore=tests/store/test_store_interrupted.py $(ARGS)
 
 test-families: $(FAMILIES)/.installed ## Run the tests of all families of backbones, of quantisation and of reports, with what these need
