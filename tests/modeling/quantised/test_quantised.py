@@ -89,12 +89,13 @@ def test_summary_is_near_that_of_the_full_precision(method, model, full, images)
     assert_near_full_precision(method, model.compress(**images).tokens, full[1].compress(**images).tokens)
 
 
-def test_prefix_of_long_summary_equals_short_summary(model, images):
+def test_prefix_of_long_summary_equals_short_summary(method, model, images):
     longest = model.compress(**images).tokens
+    near = tolerance(longest)
+    if method == "bitsandbytes-8bit":  # activations are rounded: a sum in another order may cross a step
+        near["atol"] = 0.02 * longest.abs().max().item()
     for k in (1, 2):
-        torch.testing.assert_close(
-            model.compress(**images, num_summary_tokens=k).tokens, longest[:, :k], **tolerance(longest)
-        )
+        torch.testing.assert_close(model.compress(**images, num_summary_tokens=k).tokens, longest[:, :k], **near)
 
 
 def test_summary_does_not_depend_on_the_batch(model, processor, images):
