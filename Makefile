@@ -50,11 +50,14 @@ test-space: $(VENV)/.installed-space ## Run the tests of the Space in a browser;
 	@command -v chromium >/dev/null || { echo "error: the browser 'chromium' was not found. On Debian: apt-get install chromium" >&2; exit 1; }
 	$(PY) $(PYTEST) tests/space/browser -m "browser and not slow" $(ARGS)
 
-# How pictures are drawn, and that a killed job goes on, has nothing to do with the versions of what is installed; the
-# comparison's baselines and the Space use of it what the model, its trainer and its pipelines use.
+# How pictures are drawn, what a command says, and that a killed job or a second process goes on, has nothing to do with the
+# versions of what is installed; the comparison's baselines and the Space use of it what the model, its trainer and its
+# pipelines use.
+NOT_OLDEST := space store/test_store_interrupted.py pipelines/test_demo.py pipelines/test_command_line.py \
+	$(addprefix training/test_,several.py attention_maps.py estimates.py killed_runs.py processes.py)
 test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that are allowed (constraints-oldest.txt)
-	$(OLDEST)/bin/python $(PYTEST) --ignore-glob="tests/training/test_scene*" --ignore=tests/training/test_several.py --ignore=tests/space \
-		--ignore-glob="tests/training/test_baselines*" --ignore=tests/store/test_store_interrupted.py $(ARGS)
+	$(OLDEST)/bin/python $(PYTEST) $(NOT_OLDEST:%=--ignore=tests/%) \
+		--ignore-glob="tests/training/test_scene*" --ignore-glob="tests/training/test_baselines*" $(ARGS)
 
 test-families: $(FAMILIES)/.installed ## Run the tests of all families of backbones, of quantisation and of reports, with what these need
 	$(FAMILIES)/bin/python $(PYTEST) -p tests.torchvision_on_cpu tests/families tests/modeling/quantised tests/training/test_reports.py $(ARGS)
@@ -87,6 +90,10 @@ clean: ## Remove what builds and tests leave behind
 distclean: clean ## The same, and the virtual environments
 	rm -rf "$(VENV)" $(OLDEST) $(FAMILIES) $(HARNESSES) $(DEEPSPEED)
 
+# Where an environment's packages lie; and a file that makes one see those of $(VENV), so that only the rest is installed.
+PACKAGES = $$("$(1)/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+SEES_DEV = echo "$(call PACKAGES,$(VENV))" > "$(call PACKAGES,$(@D))/dev.pth"
+
 # The stamps: an environment is made once, and installed again when what it is made from has changed.
 %/.created:
 	@command -v $(PYTHON) >/dev/null || { echo "error: '$(PYTHON)' was not found. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -116,14 +123,17 @@ $(OLDEST)/.installed: $(OLDEST)/.created pyproject.toml constraints-oldest.txt
 	$(OLDEST)/bin/python $(PIP_INSTALL) -c constraints-oldest.txt -e ".[dev]"
 	$(COMPILED)
 
-$(FAMILIES)/.installed: $(FAMILIES)/.created pyproject.toml constraints.txt
+$(FAMILIES)/.installed: $(FAMILIES)/.created $(VENV)/.installed-dev
+	$(SEES_DEV)
 	$(FAMILIES)/bin/python $(PIP_INSTALL) -c constraints.txt -e ".[dev,quantization]" torchvision num2words trackio wandb
 	$(COMPILED)
 
-$(HARNESSES)/.installed: $(HARNESSES)/.created pyproject.toml constraints.txt
+$(HARNESSES)/.installed: $(HARNESSES)/.created $(VENV)/.installed-dev
+	$(SEES_DEV)
 	$(HARNESSES)/bin/python $(PIP_INSTALL) -c constraints.txt -e ".[dev,mteb,lmms-eval]"
 	$(COMPILED)
 
-$(DEEPSPEED)/.installed: $(DEEPSPEED)/.created pyproject.toml constraints.txt
+$(DEEPSPEED)/.installed: $(DEEPSPEED)/.created $(VENV)/.installed-dev
+	$(SEES_DEV)
 	$(DEEPSPEED)/bin/python $(PIP_INSTALL) -c constraints.txt -e ".[dev,deepspeed]"
 	$(COMPILED)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from .things import BACKGROUNDS, CELL, COLOURS, GRID, KINDS, PICTURE, PLACES, SHAPES, SIZES, SPLITS, THINGS
 
@@ -99,6 +99,11 @@ def scene(split: str, index: int, *, shapes_only: bool = False) -> Scene:
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     if not isinstance(index, int) or index < 0:
         raise ValueError(f"scene index is {index!r}; pass a whole number from 0 on")
+    return _scene(split, index, shapes_only)
+
+
+@lru_cache(maxsize=2**15)  # 50 MB; whoever looks for pictures with a certain thing draws each again and again
+def _scene(split: str, index: int, shapes_only: bool) -> Scene:
     rng = random.Random(f"{split}/{index}")
     while True:
         drawn = draw_scene(rng, split, index, shapes_only)
