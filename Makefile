@@ -50,14 +50,11 @@ test-space: $(VENV)/.installed-space ## Run the tests of the Space in a browser;
 	@command -v chromium >/dev/null || { echo "error: the browser 'chromium' was not found. On Debian: apt-get install chromium" >&2; exit 1; }
 	$(PY) $(PYTEST) tests/space/browser -m "browser and not slow" $(ARGS)
 
-# How pictures are drawn, what a command says, and that a killed job or a second process goes on, has nothing to do with the
-# versions of what is installed; the comparison's baselines and the Space use of it what the model, its trainer and its
-# pipelines use.
-NOT_OLDEST := space store/test_store_interrupted.py pipelines/test_demo.py pipelines/test_command_line.py \
-	$(addprefix training/test_,several.py attention_maps.py estimates.py killed_runs.py processes.py)
+# How pictures are drawn, and that a killed job goes on, has nothing to do with the versions of what is installed; the
+# comparison's baselines and the Space use of it what the model, its trainer and its pipelines use.
 test-oldest: $(OLDEST)/.installed ## Run the tests with the oldest versions that are allowed (constraints-oldest.txt)
-	$(OLDEST)/bin/python $(PYTEST) $(NOT_OLDEST:%=--ignore=tests/%) \
-		--ignore-glob="tests/training/test_scene*" --ignore-glob="tests/training/test_baselines*" $(ARGS)
+	$(OLDEST)/bin/python $(PYTEST) --ignore-glob="tests/training/test_scene*" --ignore=tests/training/test_several.py --ignore=tests/space \
+		--ignore-glob="tests/training/test_baselines*" --ignore=tests/store/test_store_interrupted.py $(ARGS)
 
 test-families: $(FAMILIES)/.installed ## Run the tests of all families of backbones, of quantisation and of reports, with what these need
 	$(FAMILIES)/bin/python $(PYTEST) -p tests.torchvision_on_cpu tests/families tests/modeling/quantised tests/training/test_reports.py $(ARGS)
@@ -90,16 +87,20 @@ clean: ## Remove what builds and tests leave behind
 distclean: clean ## The same, and the virtual environments
 	rm -rf "$(VENV)" $(OLDEST) $(FAMILIES) $(HARNESSES) $(DEEPSPEED)
 
-# Where an environment's packages lie; and a file that makes one see those of $(VENV), so that only the rest is installed.
-PACKAGES = $$("$(1)/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-SEES_DEV = echo "$(call PACKAGES,$(VENV))" > "$(call PACKAGES,$(@D))/dev.pth"
-
 # The stamps: an environment is made once, and installed again when what it is made from has changed.
 %/.created:
 	@command -v $(PYTHON) >/dev/null || { echo "error: '$(PYTHON)' was not found. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old; Python 3.11 or newer is needed. Name another one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: '$(PYTHON)' cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv "$*"
+	@touch $@
+
+# Of the same Python as $(VENV), and with a file that makes its packages seen, so that only the rest is installed. When
+# something was installed into $(VENV) they are made anew.
+PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
+$(FAMILIES)/.created $(HARNESSES)/.created $(DEEPSPEED)/.created: $(VENV)/.installed-dev
+	$(PY) -m venv --clear "$(@D)"
+	@dev=$$($(PY) -c '$(PACKAGES)') && own=$$("$(@D)/bin/python" -c '$(PACKAGES)') && echo "$$dev" > "$$own/dev.pth"
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
@@ -123,17 +124,14 @@ $(OLDEST)/.installed: $(OLDEST)/.created pyproject.toml constraints-oldest.txt
 	$(OLDEST)/bin/python $(PIP_INSTALL) -c constraints-oldest.txt -e ".[dev]"
 	$(COMPILED)
 
-$(FAMILIES)/.installed: $(FAMILIES)/.created $(VENV)/.installed-dev
-	$(SEES_DEV)
+$(FAMILIES)/.installed: $(FAMILIES)/.created
 	$(FAMILIES)/bin/python $(PIP_INSTALL) -c constraints.txt -e ".[dev,quantization]" torchvision num2words trackio wandb
 	$(COMPILED)
 
-$(HARNESSES)/.installed: $(HARNESSES)/.created $(VENV)/.installed-dev
-	$(SEES_DEV)
+$(HARNESSES)/.installed: $(HARNESSES)/.created
 	$(HARNESSES)/bin/python $(PIP_INSTALL) -c constraints.txt -e ".[dev,mteb,lmms-eval]"
 	$(COMPILED)
 
-$(DEEPSPEED)/.installed: $(DEEPSPEED)/.created $(VENV)/.installed-dev
-	$(SEES_DEV)
+$(DEEPSPEED)/.installed: $(DEEPSPEED)/.created
 	$(DEEPSPEED)/bin/python $(PIP_INSTALL) -c constraints.txt -e ".[dev,deepspeed]"
 	$(COMPILED)

@@ -99,11 +99,11 @@ def scene(split: str, index: int, *, shapes_only: bool = False) -> Scene:
         raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     if not isinstance(index, int) or index < 0:
         raise ValueError(f"scene index is {index!r}; pass a whole number from 0 on")
-    return _scene(split, index, shapes_only)
+    return numbered_scene(split, index, shapes_only)
 
 
-@lru_cache(maxsize=2**15)  # 50 MB; whoever looks for pictures with a certain thing draws each again and again
-def _scene(split: str, index: int, shapes_only: bool) -> Scene:
+@lru_cache(maxsize=2**15)  # 50 MB in each process; whoever looks for a certain thing asks for each again and again
+def numbered_scene(split: str, index: int, shapes_only: bool) -> Scene:
     rng = random.Random(f"{split}/{index}")
     while True:
         drawn = draw_scene(rng, split, index, shapes_only)
