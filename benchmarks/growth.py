@@ -85,8 +85,7 @@ def main() -> None:
 
     def made(tokens: int) -> tuple[Any, Any, int]:
         sizes = {"vision": {**layers, "image_size": patch * round(tokens**0.5)}, "text": layers}
-        model, processor, side = load(args.size, max(KS), **sizes)
-        return model.to(args.device, getattr(torch, args.dtype)), processor, side
+        return load(args.size, max(KS), args.device, getattr(torch, args.dtype), **sizes)
 
     with torch.inference_mode():
         compressing = {}

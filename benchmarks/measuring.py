@@ -60,16 +60,23 @@ QUESTION = "What colour is the thing at the top of the picture?"
 # Models
 
 
-def load(size: str, num_summary_tokens: int = 16, **sizes: dict[str, int]) -> tuple[Any, Any, int]:
-    """A whole model in float32, its processor, and the side in pixels of what it reads.
+def load(
+    size: str,
+    num_summary_tokens: int = 16,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **sizes: dict[str, int],
+) -> tuple[Any, Any, int]:
+    """A whole model, its processor, and the side in pixels of what it reads.
 
     Args:
         size: "tiny", the embedded checkpoint; or one of `SIZES`, with random weights, which take the time of trained.
+        device: where it is made, so that a large one needs no main memory.
         sizes: `vision` and `text`: fields that replace those of the size.
     """
     processor = AutoProcessor.from_pretrained(default_checkpoint())
     if size == "tiny":
-        model = AutoModel.from_pretrained(default_checkpoint(), dtype=torch.float32)
+        model = AutoModel.from_pretrained(default_checkpoint(), dtype=dtype).to(device)
         return model.eval(), processor, model.config.backbone_config.vision_config.image_size
     tokenizer = processor.backbone_processor.tokenizer
     vision, text = ({**SIZES[size][part], **sizes.get(part, {})} for part in ("vision", "text"))
@@ -79,10 +86,13 @@ def load(size: str, num_summary_tokens: int = 16, **sizes: dict[str, int]) -> tu
         text_config=LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=16384, **text),
         image_token_index=processor.backbone_processor.image_token_id,
     )
-    backbone = LlavaForConditionalGeneration(config)
+    with torch.device(device):
+        backbone = LlavaForConditionalGeneration._from_config(config, dtype=dtype)
     model = Fwd2BotForConditionalGeneration.from_backbone(backbone, num_summary_tokens=num_summary_tokens)
+    model = model.to(device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(dtype)  # and no buffers: rotary frequencies stay float32
             if ".lora_B." in name:  # zero in a new model
                 parameter.normal_(0, 0.01)
     pictures = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
@@ -98,8 +108,11 @@ def load(size: str, num_summary_tokens: int = 16, **sizes: dict[str, int]) -> tu
 
 
 def stages_of(model: Any, *stages: str | None, **options: Any) -> list[Any]:
-    """The model as a process of each stage loads it, from a checkpoint."""
+    """The model as a process of each stage loads it, from a checkpoint; not on the CPU, from its adapters."""
     with tempfile.TemporaryDirectory() as folder:
+        if model.device.type != "cpu":
+            model.save_pretrained(folder, adapter_only=True)
+            return [upon_backbone(folder, stage, model) for stage in stages]
         model.save_pretrained(folder)
         return [copy_of(folder, stage, model, options) for stage in stages]
 
@@ -109,6 +122,13 @@ def copy_of(folder: str, stage: str | None, model: Any, options: dict[str, Any])
     for parameter in loaded.parameters():  # its file is about to go
         parameter.data = parameter.data.clone()
     return loaded
+
+
+def upon_backbone(folder: str, stage: str | None, model: Any) -> Any:
+    """The same with a copy of the backbone where it is: a large one is neither written nor merged on the CPU."""
+    backbone = copy.deepcopy(bare_backbone(model))
+    merged = {} if stage is None else {"merge_adapters": True}
+    return AutoModel.from_pretrained(folder, stage=stage, backbone=backbone, **merged).eval()
 
 
 def bare_backbone(model: Any) -> PreTrainedModel:
@@ -243,8 +263,7 @@ def set_up(args: argparse.Namespace, num_summary_tokens: int = 16) -> tuple[Any,
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    model, processor, side = load(args.size, num_summary_tokens)
-    return model.to(args.device, getattr(torch, args.dtype)), processor, side
+    return load(args.size, num_summary_tokens, args.device, getattr(torch, args.dtype))
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,17 +9,16 @@ from torch import nn
 from fwd2bot.adapters_fwd2bot import is_adapter_parameter
 from fwd2bot.backbone_fwd2bot import CONNECTORS
 
+from .muon import StackedMuon
+
 MUON, ADAMW = "muon", "adamw"
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """Each parameter group names its algorithm; state, groups and checkpoints are those of one ordinary optimizer.
 
-    `torch.optim.Muon` takes 2D parameters only, and the HF Trainer, its learning rate scheduler and its checkpoints
-    take one optimizer. So this one owns the groups and the state, and lends them to both algorithms at every step.
-
-    Muon: https://kellerjordan.github.io/posts/muon/; the scale that lets it share AdamW's learning rates is from
-    https://arxiv.org/abs/2502.16982 (`match_rms_adamw`).
+    Muon takes 2D parameters only, and the HF Trainer, its learning rate scheduler and its checkpoints take one
+    optimizer. So this one owns the groups and the state, and lends them to both algorithms at every step.
 
     Args:
         groups: parameter groups, each with `algorithm` "muon" or "adamw", `lr`, `weight_decay`, and its options.
@@ -37,7 +36,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 raise ValueError(f"unknown algorithm {algorithm!r} in a parameter group; choose {MUON} or {ADAMW}")
             options = {name: value for name, value in group.items() if name not in ("algorithm", "group")}
             if algorithm == MUON:
-                inner = torch.optim.Muon([options], adjust_lr_fn="match_rms_adamw")
+                inner = StackedMuon([options])
             else:
                 inner = torch.optim.AdamW([options])
             group.update(inner.param_groups[0])  # with the defaults of every option filled in
