@@ -107,18 +107,18 @@ def load(
     return model.eval(), Fwd2BotProcessor(bare), side
 
 
-def stages_of(model: Any, *stages: str | None, **options: Any) -> list[Any]:
+def stages_of(model: Any, *stages: str | None) -> list[Any]:
     """The model as a process of each stage loads it, from a checkpoint; not on the CPU, from its adapters."""
     with tempfile.TemporaryDirectory() as folder:
         if model.device.type != "cpu":
             model.save_pretrained(folder, adapter_only=True)
             return [upon_backbone(folder, stage, model) for stage in stages]
         model.save_pretrained(folder)
-        return [copy_of(folder, stage, model, options) for stage in stages]
+        return [copy_of(folder, stage, model) for stage in stages]
 
 
-def copy_of(folder: str, stage: str | None, model: Any, options: dict[str, Any]) -> Any:
-    loaded = AutoModel.from_pretrained(folder, stage=stage, dtype=model.dtype, **options).eval().to(model.device)
+def copy_of(folder: str, stage: str | None, model: Any) -> Any:
+    loaded = AutoModel.from_pretrained(folder, stage=stage, dtype=model.dtype).eval().to(model.device)
     for parameter in loaded.parameters():  # its file is about to go
         parameter.data = parameter.data.clone()
     return loaded
@@ -127,7 +127,7 @@ def copy_of(folder: str, stage: str | None, model: Any, options: dict[str, Any])
 def upon_backbone(folder: str, stage: str | None, model: Any) -> Any:
     """The same with a copy of the backbone where it is: a large one is neither written nor merged on the CPU."""
     backbone = copy.deepcopy(bare_backbone(model))
-    merged = {} if stage is None else {"merge_adapters": True}
+    merged = {"merge_adapters": True} if stage in ("compress", "generate") else {}
     return AutoModel.from_pretrained(folder, stage=stage, backbone=backbone, **merged).eval()
 
 

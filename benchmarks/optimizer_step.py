@@ -1,37 +1,40 @@
-"""A step of `StackedMuon` beside one of `torch.optim.Muon`, on the matrices of two LoRA adapters.
+"""A step of `StackedMuon` beside one of `torch.optim.Muon`, on the matrices of Fwd2Bot: time, and operations.
 
-    python benchmarks/optimizer_step.py [--rank 48] [--width 192] [--inner 512] [--layers 5] [--device cpu]
+    python benchmarks/optimizer_step.py [--rank 48] [--width 192] [--inner 512] [--layers 6] [--device cpu]
 
-The sizes are by default those of the drawn world's recipe. In turn, medians; the ratio is the median over repetitions.
+Down and up of two LoRA adapters in every linear layer of a Llama, and the projector; by default of the sizes of the
+drawn world's recipe. In turn; the ratio is the median over repetitions. Operations are what torch dispatches.
 """
 
 import argparse
 import json
-import platform
-import statistics
-import time
+from typing import Any
 
 import torch
+from measuring import interleaved, machine, medians, ratio
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fwd2bot.training.muon import StackedMuon
 
 
+class Operations(TorchDispatchMode):
+    """Counts what is dispatched."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
 def matrices(rank: int, width: int, inner: int, layers: int, device: str) -> list[torch.nn.Parameter]:
-    """Down and up of every linear layer of a Llama, for two stages, with gradients."""
+    """With gradients."""
     linear = [(width, width)] * 4 + [(width, inner)] * 2 + [(inner, width)]
-    shapes = [shape for into, out in linear for shape in ((rank, into), (out, rank))] * layers * 2
+    shapes = [shape for into, out in linear for shape in ((rank, into), (out, rank))] * layers * 2 + [(width, width)]
     made = [torch.nn.Parameter(torch.randn(shape, device=device)) for shape in shapes]
     for parameter in made:
         parameter.grad = torch.randn_like(parameter)
     return made
-
-
-def seconds(optimizer: torch.optim.Optimizer, device: str) -> float:
-    start = time.perf_counter()
-    optimizer.step()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -39,7 +42,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=48)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--inner", type=int, default=512, help="width of the MLP (default: 512)")
-    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default: 1)")
     parser.add_argument("--repetitions", type=int, default=9)
@@ -47,21 +50,20 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     sizes = (args.rank, args.width, args.inner, args.layers, args.device)
+    ours, theirs = matrices(*sizes), matrices(*sizes)
     ways = {
-        "StackedMuon": StackedMuon(matrices(*sizes)),
-        "torch.optim.Muon": torch.optim.Muon(matrices(*sizes), adjust_lr_fn="match_rms_adamw"),
+        "StackedMuon": StackedMuon(ours, adjust_lr_fn="match_rms_adamw"),
+        "torch.optim.Muon": torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw"),
     }
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for repetition in range(args.repetitions + 1):
-        for name, optimizer in ways.items():
-            taken = seconds(optimizer, args.device)
-            if repetition:  # the first warms up
-                found[name].append(taken)
-    ratio = statistics.median(b / a for a, b in zip(*found.values(), strict=True))
-    result = {f"{name}, ms": round(1000 * statistics.median(times), 1) for name, times in found.items()}
-    result |= {"ratio": round(ratio, 1), "matrices": len(matrices(*sizes)), "threads": args.threads}
-    result |= {"device": torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.machine()}
-    print(json.dumps(result | {"torch": torch.__version__}))
+    seconds = interleaved({name: optimizer.step for name, optimizer in ways.items()}, args.repetitions)
+    result: dict[str, Any] = {"matrices": len(ours)}
+    result |= {f"{name}, ms": round(1000 * value, 1) for name, value in medians(seconds).items()}
+    result["ratio"] = round(ratio(seconds, "torch.optim.Muon", "StackedMuon"), 1)
+    for name, optimizer in ways.items():
+        with Operations() as operations:
+            optimizer.step()
+        result[f"{name}, operations"] = operations.count
+    print(json.dumps(result | vars(args) | machine(args)))
 
 
 if __name__ == "__main__":

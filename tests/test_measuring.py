@@ -52,6 +52,18 @@ def test_stages_are_loaded_as_their_processes_load_them(measuring, shared_fwd2bo
     assert (whole.stage, whole.adapters_merged) == (None, False)
 
 
+def test_stages_upon_a_copy_of_the_backbone_are_the_same(measuring, shared_fwd2bot, tiny_processor, tmp_path):
+    """As they are made on an accelerator."""
+    shared_fwd2bot.save_pretrained(tmp_path, adapter_only=True)
+    compress = measuring["upon_backbone"](tmp_path, "compress", shared_fwd2bot)
+    text = measuring["upon_backbone"](tmp_path, "text", shared_fwd2bot)
+    assert (compress.stage, compress.adapters_merged) == ("compress", True)
+    assert (text.stage, text.adapters_merged) == ("text", False)
+    [loaded] = measuring["stages_of"](shared_fwd2bot, "compress")
+    inputs = tiny_processor.process_texts(["What is it?"])
+    assert torch.equal(compress.embed(**inputs), loaded.embed(**inputs))
+
+
 def test_peak_of_memory_counts_what_is_alive_at_once(measuring):
     def run():
         first = torch.zeros(1000)

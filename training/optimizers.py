@@ -20,6 +20,8 @@ class MuonAdamW(torch.optim.Optimizer):
     Muon takes 2D parameters only, and the HF Trainer, its learning rate scheduler and its checkpoints take one
     optimizer. So this one owns the groups and the state, and lends them to both algorithms at every step.
 
+    The scale that lets Muon share AdamW's learning rates is from https://arxiv.org/abs/2502.16982 (`match_rms_adamw`).
+
     Args:
         groups: parameter groups, each with `algorithm` "muon" or "adamw", `lr`, `weight_decay`, and its options.
 
@@ -36,7 +38,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 raise ValueError(f"unknown algorithm {algorithm!r} in a parameter group; choose {MUON} or {ADAMW}")
             options = {name: value for name, value in group.items() if name not in ("algorithm", "group")}
             if algorithm == MUON:
-                inner = StackedMuon([options])
+                inner = StackedMuon([options], adjust_lr_fn="match_rms_adamw")
             else:
                 inner = torch.optim.AdamW([options])
             group.update(inner.param_groups[0])  # with the defaults of every option filled in

@@ -345,7 +345,7 @@ def test_sharded_run_is_refused_by_name(name, flag, backbone_run, monkeypatch):
 
 
 def test_run_in_chunks_has_the_losses_of_whole_batches(fwd2bot_run, tmp_path):
-    """Drawn pictures, packed rows, lengths drawn from 1, 2 and 4. By AdamW."""
+    """Drawn pictures, packed rows, lengths drawn from 1, 2 and 4. By AdamW: Muon raises what rounding changes."""
     logged = []
     for options in ([], ["contrastive.chunk_size=3", f"training.{CHECKPOINTING}=true"]):
         overrides = ["optimizer.name=adamw", f"training.output_dir={tmp_path / str(len(options))}", *options]

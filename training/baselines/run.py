@@ -25,7 +25,7 @@ from ..sources import open_sources
 from ..train import training_arguments
 from .grid import METHODS, Row, chosen_rows
 from .judging import judge
-from .row_training import bare_backbone, build, build_trainer
+from .row_training import UNWATCHED, bare_backbone, build, build_trainer
 
 BUDGET = (
     "backbone_sha256",
@@ -128,7 +128,7 @@ def run_row(row: Row, recipe: Recipe, backbone: Path, options: dict[str, Any]) -
     result |= {"config": row.config, "rank": row.rank, "rate": row.rate, "about": method.about, "versions": versions()}
     begin = time.monotonic()
     if method.model is None:
-        model.to(training_arguments(recipe.training).device)
+        model.to(training_arguments({**recipe.training, **UNWATCHED}).device)
         result |= {"steps_done": 0, "loss": None, "trained_parameters": 0, "seconds": 0.0}
     else:
         trainer = build_trainer(row, recipe, model, processor, options)
