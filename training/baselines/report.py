@@ -47,11 +47,12 @@ OF_SOURCES = {
 # What stands in the file of a row.
 PARTS = ("name", "method", "seed", "lengths", "config", "rank", "about", "versions", "steps_done", "loss", "seconds")
 PARTS += ("trained_parameters", "figures", "command", "steps", "batch_size", "backbone_sha256", "lora_rank")
-PLOTTED = ("fwd2bot", "pooling", "merging", "pruning", "query_transformer", "cache")
+PLOTTED = ("fwd2bot", "before_norm", "pooling", "merging", "pruning", "query_transformer", "cache")
 LINES = (BARE, "uncompressed_lora")  # of all image tokens, drawn as lines
+SHIPPED = "before_norm"  # what the shipped checkpoint is, drawn though it is an ablation
 FINDINGS = "results-findings.md"
-MARKERS = dict(zip(PLOTTED, "os^vDP", strict=True))
-COLOURS = dict(zip(PLOTTED, ("black", *(f"C{number}" for number in range(5))), strict=True))
+MARKERS = dict(zip(PLOTTED, "oXs^vDP", strict=True))
+COLOURS = dict(zip(PLOTTED, ("black", "gray", *(f"C{number}" for number in range(5))), strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -254,7 +255,7 @@ def _of_all_rows(command: str) -> str:
 def _is_method(result: dict[str, Any]) -> bool:
     """Whether a result is of a method as it is, and no ablation."""
     plain = not result["config"] and result["rank"] == result["rate"] == 1 and "fixed" not in result["name"]
-    return plain and result["method"] in (*PLOTTED, *LINES)
+    return plain and result["method"] in (*PLOTTED, *LINES) and result["method"] != SHIPPED
 
 
 def _table(found: list[dict[str, Any]]) -> list[str]:
@@ -336,8 +337,10 @@ def plot(found: list[dict[str, Any]], folder: Path, name: str = "") -> list[str]
     points = _points(found)
     if len(points) < (2 if name else 1):
         return []
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise SystemExit("error: the plots need matplotlib; pip install matplotlib") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.ticker import FuncFormatter, NullLocator
@@ -352,7 +355,7 @@ def plot(found: list[dict[str, Any]], folder: Path, name: str = "") -> list[str]
             means = [statistics.mean(values) for values in curve.values()]
             down = [mean - min(values) for mean, values in zip(means, curve.values(), strict=True)]
             up = [max(values) - mean for mean, values in zip(means, curve.values(), strict=True)]
-            look = {"color": COLOURS[kind], "marker": MARKERS[kind], "linewidth": 2.2 if kind == PLOTTED[0] else 1.4}
+            look = {"color": COLOURS[kind], "marker": MARKERS[kind], "linewidth": 2.2 if kind in PLOTTED[:2] else 1.4}
             axes.errorbar(list(curve), means, [down, up], capsize=3, label=kind, **look)
             ticks |= set(curve)
         for kind in [kind for kind in LINES if kind in points]:
@@ -377,7 +380,7 @@ def plot(found: list[dict[str, Any]], folder: Path, name: str = "") -> list[str]
 def _points(found: list[dict[str, Any]]) -> dict[str, dict[tuple[int, int], list[float]]]:
     """Of each method, the questions right in per cent, seed by seed, at each (tokens, bytes)."""
     points: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
-    for result in filter(_is_method, found):
+    for result in [one for one in found if _is_method(one) or one["method"] == SHIPPED]:
         for setting in settings(result):
             cost = result["figures"]["cost"][setting]
             right = figure(result["figures"][setting], FIGURES["questions right"])
