@@ -243,7 +243,7 @@ def parser_of(description: str, sizes: Sequence[str] = ("tiny", *SIZES)) -> argp
     parser.add_argument("--size", choices=sizes, default="tiny", help="of the model (default: tiny)")
     parser.add_argument("--repetitions", type=_positive, default=9, help="of each run (default: 9)")
     parser.add_argument("--threads", type=_positive, default=1, help="of torch on the CPU (default: 1)")
-    parser.add_argument("--device", default="cpu", help="default: cpu; cuda has not been run")
+    parser.add_argument("--device", default="cpu", help="such as cuda (default: cpu)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures as JSON, too")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the figures")
