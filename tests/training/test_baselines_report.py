@@ -50,6 +50,26 @@ def write(folder, *results):
     return folder
 
 
+def test_rows_made_otherwise_are_named_with_what_made_them(tmp_path):
+    """By another version or with other options; the folder alone does not count."""
+    command = "python -m fwd2bot.training.baselines.run {} --rows {} --steps 10{}"
+    folder = write(
+        tmp_path / "results",
+        result("cache", "cache", 0, 0.5, command=command.format("there", "cache", "")),
+        result("pooling-k4", "pooling", 0, 0.5, command=command.format("here", "pooling-k4", "")),
+        result("pooling-k2", "pooling", 0, 0.5, command=command.format("here", "pooling-k2", " --minutes 3")),
+        result("pooling-k1", "pooling", 0, 0.5, command=command.format("here", "x", ""), versions={"torch": "3"}),
+    )
+    report.main([str(folder), str(tmp_path / "docs")])
+    lines = (tmp_path / "docs" / "results.md").read_text().splitlines()
+    plain = "`python -m fwd2bot.training.baselines.run here --steps 10"
+    assert [line.partition("name: ")[2] for line in lines if line.startswith("Command")] == [f"{plain}` (torch 2)."]
+    assert sorted(line for line in lines if line.startswith("Otherwise")) == [
+        f"Otherwise pooling-k1: {plain}` (torch 3).",
+        f"Otherwise pooling-k2: {plain} --minutes 3` (torch 2).",
+    ]
+
+
 def test_report_has_mean_and_range_of_seeds_costs_plots_and_what_was_not_run(tmp_path):
     folder = write(
         tmp_path / "results",

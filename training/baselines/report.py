@@ -51,6 +51,7 @@ PLOTTED = ("fwd2bot", "before_norm", "pooling", "merging", "pruning", "query_tra
 LINES = (BARE, "uncompressed_lora")  # of all image tokens, drawn as lines
 SHIPPED = "before_norm"  # what the shipped checkpoint is, drawn though it is an ablation
 FINDINGS = "results-findings.md"
+OUTPUT = r"baselines\.run \S+"
 MARKERS = dict(zip(PLOTTED, "oXs^vDP", strict=True))
 COLOURS = dict(zip(PLOTTED, ("black", "gray", *(f"C{number}" for number in range(5))), strict=True))
 
@@ -200,7 +201,6 @@ def settings(result: dict[str, Any]) -> list[str]:
 
 
 def _about(first: dict[str, Any], found: list[dict[str, Any]]) -> list[str]:
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     cut = sorted({result["name"] for result in found if 0 < result["steps_done"] < result["steps"]})
     lines = [
         f"One frozen backbone (weights {first['backbone_sha256'][:12]}), {_data(first)}, "
@@ -210,8 +210,14 @@ def _about(first: dict[str, Any], found: list[dict[str, Any]]) -> list[str]:
         "number. Rows share their cores with other work, so times are measured elsewhere: "
         "[performance.md](performance.md).",
         "",
-        f"Command, folders by their last name: `{_of_all_rows(first['command'])}` ({versions}).",
+        f"Command, folders by their last name: {_made_by(first)}.",
     ]
+    others = defaultdict(list)
+    for result in found:
+        others[_made_by(result, first)].append(result["name"])
+    others.pop(_made_by(first), None)
+    for made_by, names in others.items():
+        lines += ["", f"Otherwise {', '.join(sorted(set(names)))}: {made_by}."]
     if cut:
         lines += ["", f"Stopped by `--minutes` before their last step: {', '.join(cut)}."]
     return lines
@@ -245,6 +251,14 @@ def _columns(found: list[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
     named = {f"{name}: {words}": (name, *path) for name in judged for words, path in OF_SOURCES.items()}
     every = [result["figures"][setting] for result in found for setting in settings(result)]
     return {words: path for words, path in named.items() if any(figure(one, path) is not None for one in every)}
+
+
+def _made_by(result: dict[str, Any], first: dict[str, Any] | None = None) -> str:
+    """The command of a row, without what chose it, and versions; that of `first` where only the folder is another."""
+    command = _of_all_rows(result["command"])
+    if first and re.sub(OUTPUT, "", command) == re.sub(OUTPUT, "", _of_all_rows(first["command"])):
+        command = _of_all_rows(first["command"])
+    return f"`{command}` ({', '.join(f'{name} {version}' for name, version in result['versions'].items())})"
 
 
 def _of_all_rows(command: str) -> str:
