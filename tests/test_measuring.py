@@ -64,6 +64,16 @@ def test_stages_upon_a_copy_of_the_backbone_are_the_same(measuring, shared_fwd2b
     assert torch.equal(compress.embed(**inputs), loaded.embed(**inputs))
 
 
+def test_model_of_a_size_is_made_in_the_dtype_that_was_asked_for(measuring):
+    one = {"num_hidden_layers": 1}
+    model, _, side = measuring["load"]("small", 4, dtype=torch.bfloat16, vision=one, text=one)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.get_decoder().rotary_emb.inv_freq.dtype == torch.float32  # as from_pretrained leaves it
+    up = [value for name, value in model.named_parameters() if ".lora_B." in name]
+    assert up and all(value.any() for value in up)
+    assert (side, model.config.num_summary_tokens) == (224, 4)
+
+
 def test_peak_of_memory_counts_what_is_alive_at_once(measuring):
     def run():
         first = torch.zeros(1000)

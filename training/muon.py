@@ -12,7 +12,7 @@ class StackedMuon(torch.optim.Muon):
     """`torch.optim.Muon` on stacks of matrices, and in float32 on the CPU.
 
     torch's takes one matrix after the other, in bfloat16. LoRA has many small ones, which are some thousand operations
-    a step, and on a CPU without bfloat16 units most of its time (`benchmarks/optimizer_step.py`). Options, state and
+    a step, and on a CPU without bfloat16 units ten times the time (`benchmarks/optimizer_step.py`). Options, state and
     checkpoints are torch's own; so are the steps on an accelerator. On the CPU they are more precise: bfloat16 changes
     an update by some percent, and more where the gradient's singular values are far apart.
 

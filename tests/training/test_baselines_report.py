@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,22 @@ def test_rows_made_otherwise_are_named_with_what_made_them(tmp_path):
         f"Otherwise pooling-k1: {plain}` (torch 3).",
         f"Otherwise pooling-k2: {plain} --minutes 3` (torch 2).",
     ]
+
+
+def test_shipped_setting_is_drawn_with_the_methods_and_is_an_ablation_in_the_tables(tmp_path):
+    changed = {"config": {"summary_norm": False}}
+    found = [result("fwd2bot", "fwd2bot", 0, 0.5), result("before_norm", "before_norm", 0, 0.6, **changed)]
+    assert list(report._points(found)) == ["fwd2bot", "before_norm"]
+    report.main([str(write(tmp_path / "results", *found)), str(tmp_path / "docs")])
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert page.index("| fwd2bot |") < page.index("## Fwd2Bot with one thing changed") < page.index("| before_norm |")
+
+
+def test_plots_without_matplotlib_are_an_error_of_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    folder = write(tmp_path / "results", result("cache", "cache", 0, 0.5))
+    with pytest.raises(SystemExit, match="^error: .*pip install matplotlib"):
+        report.main([str(folder), str(tmp_path / "docs")])
 
 
 def test_report_has_mean_and_range_of_seeds_costs_plots_and_what_was_not_run(tmp_path):

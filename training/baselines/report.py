@@ -47,13 +47,14 @@ OF_SOURCES = {
 # What stands in the file of a row.
 PARTS = ("name", "method", "seed", "lengths", "config", "rank", "about", "versions", "steps_done", "loss", "seconds")
 PARTS += ("trained_parameters", "figures", "command", "steps", "batch_size", "backbone_sha256", "lora_rank")
-PLOTTED = ("fwd2bot", "before_norm", "pooling", "merging", "pruning", "query_transformer", "cache")
+PLOTTED = ("fwd2bot", "pooling", "merging", "pruning", "query_transformer", "cache")
 LINES = (BARE, "uncompressed_lora")  # of all image tokens, drawn as lines
-SHIPPED = "before_norm"  # what the shipped checkpoint is, drawn though it is an ablation
+SHIPPED = "before_norm"  # what the shipped checkpoint is: an ablation, and drawn with the methods
+DRAWN = (PLOTTED[0], SHIPPED, *PLOTTED[1:])
 FINDINGS = "results-findings.md"
 OUTPUT = r"baselines\.run \S+"
-MARKERS = dict(zip(PLOTTED, "oXs^vDP", strict=True))
-COLOURS = dict(zip(PLOTTED, ("black", "gray", *(f"C{number}" for number in range(5))), strict=True))
+MARKERS = dict(zip(DRAWN, "oXs^vDP", strict=True))
+COLOURS = dict(zip(DRAWN, ("black", "gray", *(f"C{number}" for number in range(5))), strict=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -269,7 +270,7 @@ def _of_all_rows(command: str) -> str:
 def _is_method(result: dict[str, Any]) -> bool:
     """Whether a result is of a method as it is, and no ablation."""
     plain = not result["config"] and result["rank"] == result["rate"] == 1 and "fixed" not in result["name"]
-    return plain and result["method"] in (*PLOTTED, *LINES) and result["method"] != SHIPPED
+    return plain and result["method"] in (*PLOTTED, *LINES)
 
 
 def _table(found: list[dict[str, Any]]) -> list[str]:
@@ -364,12 +365,12 @@ def plot(found: list[dict[str, Any]], folder: Path, name: str = "") -> list[str]
     for axis in ("tokens",) if name else ("tokens", "bytes"):
         drawing, axes = pyplot.subplots(figsize=(8.5, 4.8))
         ticks = set()
-        for kind in [kind for kind in PLOTTED if kind in points]:
+        for kind in [kind for kind in DRAWN if kind in points]:
             curve = {(k if axis == "tokens" else size): values for (k, size), values in sorted(points[kind].items())}
             means = [statistics.mean(values) for values in curve.values()]
             down = [mean - min(values) for mean, values in zip(means, curve.values(), strict=True)]
             up = [max(values) - mean for mean, values in zip(means, curve.values(), strict=True)]
-            look = {"color": COLOURS[kind], "marker": MARKERS[kind], "linewidth": 2.2 if kind in PLOTTED[:2] else 1.4}
+            look = {"color": COLOURS[kind], "marker": MARKERS[kind], "linewidth": 2.2 if kind in DRAWN[:2] else 1.4}
             axes.errorbar(list(curve), means, [down, up], capsize=3, label=kind, **look)
             ticks |= set(curve)
         for kind in [kind for kind in LINES if kind in points]:
